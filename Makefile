@@ -1,0 +1,44 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3.11
+# Extra arguments for installing torch, for instance the index of a CUDA build.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test lint types check bench results clean
+
+help: ## Print this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: $(READY) ## Make .venv with everything, from pyproject.toml under constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY) ## Prune the bundled model by STUN + OWL, OWL and Wanda at 40 % and 65 %, and print the table
+	$(BIN)/stun --multirun sweep=demo
+
+test: $(READY) ## Run the tests
+	$(BIN)/pytest
+
+lint: $(READY) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## Check types
+	$(BIN)/mypy
+
+check: lint types test ## All checks
+
+bench: $(READY) ## Measure speed and memory into results/bench.json (NAMES="..." for some figures)
+	$(BIN)/python scripts/bench.py $(NAMES)
+
+results: demo ## Run the demo and keep its table and figure in results/
+	$(BIN)/python scripts/keep_demo.py runs/demo results
+
+clean: ## Remove .venv and the runs
+	rm -rf .venv runs
