@@ -1,0 +1,155 @@
+"""One decoder layer seen as a mixture of experts, and the only surgery done to it.
+
+Shapes: E experts, O rows (outputs) and C columns (inputs) of one matrix, F expert width, D hidden size.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stun_exp.moe.families import MoEFamily
+
+Kind = Literal["attention", "mlp", "expert"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One prunable matrix: a view into the layer's own storage, so writing to `weight_OC` changes the layer."""
+
+    name: str
+    weight_OC: Tensor
+    feed: str
+    """What flows into it: matrices with the same feed see the same inputs, and share one statistic."""
+    kind: Kind
+
+
+class MoELayer:
+    """A view of one decoder layer; owns nothing."""
+
+    def __init__(self, module: nn.Module, index: int, family: MoEFamily):
+        self.module = module
+        self.index = index
+        self.family = family
+        self.block: Any = module.get_submodule(family.block)
+        self.is_moe = hasattr(self.block, "experts")
+
+    @property
+    def router(self) -> Any:
+        return getattr(self.block, self.family.router)
+
+    @property
+    def experts(self) -> Any:
+        return self.block.experts
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts in this layer; 0 for a dense layer. Shared experts do not count."""
+        return int(self.experts.down_proj.shape[0]) if self.is_moe else 0
+
+    @property
+    def top_k(self) -> int:
+        return int(self.router.top_k)
+
+    def router_rows_ED(self) -> Tensor:
+        return self.router.weight.detach()
+
+    def expert_weights(self, experts: Sequence[int]) -> Tensor:
+        """The named experts' parameters in fp32, each flattened to one row: (len(experts), weights of an expert)."""
+        index = torch.tensor(experts, device=self.experts.down_proj.device)
+        rows = [tensor.detach()[index].flatten(1).float() for tensor in self._expert_tensors().values()]
+        return torch.cat(rows, dim=1)
+
+    def parameters_per_expert(self) -> int:
+        """Everything that goes when an expert goes: its matrices, biases and router rows."""
+        if not self.is_moe:
+            return 0
+        rows = [getattr(self.router, name) for name in self.family.router_rows]
+        return sum(int(tensor[0].numel()) for tensor in (*self._expert_tensors().values(), *rows))
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Every weight matrix that pruning may touch, in a fixed order; never the router, norms, biases or gates."""
+        for name, linear in self.linears():
+            kind: Kind = "mlp" if name.startswith(self.family.block + ".") else "attention"
+            yield Matrix(name, linear.weight.detach(), name, kind)
+        if not self.is_moe:
+            return
+        prefix = f"{self.family.block}.experts"
+        for expert in range(self.num_experts):
+            up_OC = _out_by_in(self.experts, self.experts.gate_up_proj.detach()[expert])
+            for half, weight_FD in _halves(self.experts, up_OC):
+                yield Matrix(f"{prefix}.{expert}.{half}", weight_FD, f"{prefix}.{expert}.in", "expert")
+            down_DF = _out_by_in(self.experts, self.experts.down_proj.detach()[expert])
+            yield Matrix(f"{prefix}.{expert}.down_proj", down_DF, f"{prefix}.{expert}.hidden", "expert")
+
+    def linears(self) -> Iterator[tuple[str, nn.Linear]]:
+        """The plain linears that pruning may touch: attention, dense and shared feed-forward."""
+        router = f"{self.family.block}.{self.family.router}"
+        for name, child in self.module.named_modules():
+            if isinstance(child, nn.Linear) and name != router and name not in self.family.gates:
+                yield name, child
+
+    def regroup(self, groups: Sequence[Sequence[int]]) -> None:
+        """Makes expert i the mean of `groups[i]`, router row included; an expert in no group is gone.
+
+        Groups of one copy bit for bit; means are taken in fp32. ValueError if fewer groups remain than the router
+        must choose (`top_k`).
+        """
+        if len(groups) < self.top_k:
+            raise ValueError(
+                f"layer {self.index}: {len(groups)} of {self.num_experts} experts would remain; "
+                f"the router needs top_k={self.top_k}; remove fewer experts"
+            )
+        if groups == [[expert] for expert in range(self.num_experts)]:
+            return
+        for name, tensor in self._expert_tensors().items():
+            setattr(self.experts, name, nn.Parameter(_means(tensor.detach(), groups), requires_grad=False))
+        for name in self.family.router_rows:
+            tensor = getattr(self.router, name)
+            value = _means(tensor.detach(), groups)
+            setattr(
+                self.router,
+                name,
+                nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value,
+            )
+        for owner in (self.experts, self.router, self.block):
+            if hasattr(owner, "num_experts"):
+                owner.num_experts = len(groups)
+
+    def _expert_tensors(self) -> dict[str, nn.Parameter]:
+        return dict(self.experts.named_parameters(recurse=False))
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of decoder layers of a causal language model."""
+    layers = reduce(getattr, ("model", "layers"), model)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def _out_by_in(experts: Any, weight: Tensor) -> Tensor:
+    return weight.mT if experts.is_transposed else weight
+
+
+def _halves(experts: Any, weight_OC: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The gate and up halves of a fused projection, as views."""
+    if not experts.has_gate:
+        yield "up_proj", weight_OC
+    elif experts.is_concatenated:
+        gate_FC, up_FC = weight_OC.chunk(2, dim=0)
+        yield "gate_proj", gate_FC
+        yield "up_proj", up_FC
+    else:
+        yield "gate_proj", weight_OC[0::2]
+        yield "up_proj", weight_OC[1::2]
+
+
+def _means(tensor: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    rows = [
+        tensor[group[0]] if len(group) == 1 else tensor[list(group)].float().mean(0).to(tensor.dtype)
+        for group in groups
+    ]
+    return torch.stack(rows)
