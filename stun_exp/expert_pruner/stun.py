@@ -1,0 +1,71 @@
+"""STUN's expert stage: cluster experts that behave alike, keep one representative a cluster (arXiv 2409.06211, 4.2)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from pydantic import Field, model_validator
+
+from stun_exp.component import Component
+
+if TYPE_CHECKING:
+    from stun_exp.expert_pruner.protocol import ExpertSource
+    from stun_exp.moe.observe import Statistic
+    from stun_exp.moe.plan import LayerPlan, Plan
+
+
+class STUN(Component):
+    """Behavioural similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
+
+    W_i is expert i's router row, a_ij the number of tokens whose top-k holds both experts, divided by its mean over
+    the layer's pairs so that lambda2 does not depend on the amount of calibration text (the official code's
+    `divide_mean`). Linkage is complete, as in the paper; the official code checks fewer pairs.
+    """
+
+    ratio: float = Field(ge=0, lt=1)
+    """Share of the model's routed experts to remove."""
+    lambda1: float = Field(ge=0)
+    """Weight of the distance between router rows."""
+    lambda2: float = Field(ge=0)
+    """Weight of coactivation; 0 needs no calibration data."""
+    kappa: int = Field(ge=0)
+    """A layer with fewer clusters than this keeps cluster means instead of representatives; 0 never does."""
+
+    @model_validator(mode="after")
+    def _some_similarity(self) -> "STUN":
+        if self.lambda1 == 0 and self.lambda2 == 0:
+            raise ValueError("lambda1 and lambda2 are both 0: all experts would be alike; set one of them above 0")
+        return self
+
+    def statistic(self, num_experts: int) -> "Statistic | None":
+        from stun_exp.moe.statistics import Coactivation
+
+        return Coactivation(num_experts) if self.lambda2 > 0 else None
+
+    def plan(self, layers: "Sequence[ExpertSource]", statistics: "Sequence[Statistic | None]") -> "Plan":
+        """One cluster, one expert: clusters from `clusters_under_budget`, survivors from `representative`."""
+        from stun_exp.expert_pruner.clustering import clusters_under_budget, distance
+        from stun_exp.moe.plan import Plan
+        from stun_exp.moe.statistics import Coactivation
+
+        distances = [
+            distance(
+                layer.router_rows_ED(), cast(Coactivation | None, statistic), self.lambda1, self.lambda2
+            )
+            for layer, statistic in zip(layers, statistics, strict=True)
+        ]
+        num_removed = round(self.ratio * sum(layer.num_experts for layer in layers))
+        clusters = clusters_under_budget(distances, [layer.top_k for layer in layers], num_removed)
+        return Plan([self._layer_plan(layer, groups) for layer, groups in zip(layers, clusters, strict=True)])
+
+    def _layer_plan(self, layer: "ExpertSource", clusters: list[list[int]]) -> "LayerPlan":
+        from stun_exp.expert_pruner.clustering import representative
+        from stun_exp.moe.plan import LayerPlan
+
+        by_survivor = sorted(
+            (cluster[representative(layer.expert_weights(cluster))] if len(cluster) > 1 else cluster[0], cluster)
+            for cluster in clusters
+        )
+        kept = [survivor for survivor, _ in by_survivor]
+        reconstruct = len(clusters) < self.kappa
+        groups = [cluster if reconstruct else [survivor] for survivor, cluster in by_survivor]
+        return LayerPlan(layer.index, layer.num_experts, groups, kept)

@@ -1,0 +1,171 @@
+"""The stages of a run that walk the checkpoint: gather, decide, prune, count."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stun_exp.allocation.protocol import Allocation
+from stun_exp.budget import Budget, Scope, kinds_in_scope
+from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.expert_pruner.protocol import ExpertPruner
+from stun_exp.moe.inputs import InputStatistics
+from stun_exp.moe.layers import Matrix, MoELayer
+from stun_exp.moe.observe import Statistic, observe
+from stun_exp.moe.plan import Plan
+from stun_exp.moe.statistics import ExpertTokens
+from stun_exp.stream import Step, Walk
+from stun_exp.unstructured_pruner.protocol import InputStatistic, UnstructuredPruner
+
+
+class LayerOnDisk:
+    """A layer's router and experts, read from disk when asked for (an `ExpertSource`)."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int):
+        outline = checkpoint.outline(index)
+        self.checkpoint = checkpoint
+        self.index = index
+        self.num_experts = outline.num_experts
+        self.top_k = outline.top_k
+
+    def router_rows_ED(self) -> Tensor:
+        return self.checkpoint.read_layer(self.index).router_rows_ED()
+
+    def expert_weights(self, experts: Sequence[int]) -> Tensor:
+        return self.checkpoint.read_layer(self.index).expert_weights(experts)
+
+
+def moe_layers(checkpoint: Checkpoint) -> list[int]:
+    """Indices of the layers that have experts; ValueError if there are none."""
+    layers = [index for index in range(checkpoint.num_layers) if checkpoint.outline(index).is_moe]
+    if not layers:
+        raise ValueError(f"{checkpoint.path}: no layer has experts")
+    return layers
+
+
+def expert_statistics(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk) -> list[Statistic | None]:
+    """What the pruner wants to know of each layer with experts; walks the model only if it wants anything."""
+    layers = moe_layers(checkpoint)
+    statistics = {index: pruner.statistic(checkpoint.outline(index).num_experts) for index in layers}
+    if any(statistics.values()):
+        for step in walk:
+            statistic = statistics.get(step.layer.index)
+            if statistic is not None:
+                with observe(step.layer, [statistic]):
+                    step.forward()
+    return [statistics[index] for index in layers]
+
+
+def plan_experts(
+    checkpoint: Checkpoint, pruner: ExpertPruner, statistics: Sequence[Statistic | None]
+) -> Plan:
+    """The expert pruner's plan for all layers with experts."""
+    return pruner.plan([LayerOnDisk(checkpoint, index) for index in moe_layers(checkpoint)], statistics)
+
+
+@dataclass(frozen=True)
+class WeightStage:
+    """The second stage: which matrices it touches, and with what."""
+
+    pruner: UnstructuredPruner
+    scope: Scope
+
+    def matrices(self, layer: MoELayer) -> list[Matrix]:
+        kinds = kinds_in_scope(self.scope)
+        if not self.pruner.attention:
+            kinds = kinds - {"attention"}
+        return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
+
+    def observe(self, step: Step) -> tuple[list[Matrix], dict[str, InputStatistic], list[int]]:
+        """Runs the layer: its matrices, the statistic of each feed, and the tokens that each expert received."""
+        matrices = self.matrices(step.layer)
+        tokens = ExpertTokens(step.layer.num_experts)
+        if self.pruner.statistic(1) is None:
+            return matrices, {}, []
+        statistics = InputStatistics(step.layer, matrices, self._statistic)
+        with observe(step.layer, [statistics, tokens]):
+            step.forward()
+        return matrices, statistics.by_feed, tokens.count_E.tolist()
+
+    def _statistic(self, num_inputs: int) -> InputStatistic:
+        statistic = self.pruner.statistic(num_inputs)
+        assert statistic is not None
+        return statistic
+
+
+def layer_ratios(
+    stage: WeightStage, allocation: Allocation, budget: Budget, ratio: float, walk: Walk
+) -> list[float]:
+    """The weight ratio of each layer; walks the model only if the allocation measures it and there is any to spread."""
+    if ratio == 0:
+        return [0.0] * len(budget.layers)
+    measured = []
+    if allocation.measures:
+        for step in walk:
+            matrices, statistics, _ = stage.observe(step)
+            measured.append(
+                allocation.measure(
+                    lambda m=matrices, s=statistics: (  # type: ignore[misc]
+                        stage.pruner.saliency(x.weight_OC, s.get(x.feed)) for x in m
+                    )
+                )
+            )
+    return allocation.allocate(measured, [layer.prunable for layer in budget.layers], ratio)
+
+
+def prune_layers(
+    stage: WeightStage, ratios: Sequence[float], walk: Walk, writer: CheckpointWriter
+) -> dict[int, list[int]]:
+    """Prunes and writes layer after layer; the starved experts (no calibration token) of each layer that has any.
+
+    A starved expert's statistic is empty: Wanda's metric would be zero everywhere and erase the left part of each row,
+    so its weights alone decide.
+    """
+    starved: dict[int, list[int]] = {}
+    for step, ratio in zip(walk, ratios, strict=True):
+        if ratio > 0:
+            matrices, statistics, tokens = stage.observe(step)
+            for matrix in matrices:
+                stage.pruner.prune_(matrix.weight_OC, statistics.get(matrix.feed), ratio)
+            step.changed()
+            if 0 in tokens:
+                starved[step.layer.index] = [expert for expert, count in enumerate(tokens) if count == 0]
+        writer.write_layer(step.layer)
+    writer.finish()
+    return starved
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """What is on disk of one layer, within the scope."""
+
+    num_experts: int
+    zeros: int
+    weights: int
+
+
+def count_written(written: Checkpoint, scope: Scope) -> list[LayerCount]:
+    """Zeros and weights of each layer as read back from the written files."""
+    return [_count(written.read_layer(index), scope) for index in range(written.num_layers)]
+
+
+def _count(layer: MoELayer, scope: Scope) -> LayerCount:
+    def tensors() -> Iterable[Tensor]:
+        if scope == "model":
+            yield from layer.module.parameters()
+        else:
+            yield from (m.weight_OC for m in layer.matrices() if m.kind in kinds_in_scope(scope))
+
+    zeros = sum(int((tensor == 0).sum()) for tensor in tensors())
+    return LayerCount(layer.num_experts, zeros, sum(tensor.numel() for tensor in tensors()))
+
+
+def prove_it_runs(walk: Walk) -> None:
+    """Runs the written checkpoint; ValueError naming the first layer whose output is not finite."""
+    for step in walk:
+        step.forward()
+        if not all(bool(torch.isfinite(output).all()) for output in step.outputs_BTD or []):
+            raise ValueError(
+                f"{walk.checkpoint.path}: layer {step.layer.index} of the pruned model gives NaN or infinity"
+            )
