@@ -1,0 +1,184 @@
+"""The command line, checked whole before Hydra runs it: Hydra sees few mistakes and stops at the first."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from stun_exp.config import ConfigError, Settings, build
+from stun_exp.overrides import CONFIG_NAME, Argument, Groups, parsed, read
+from stun_exp.wording import did_you_mean, dotted, no_such
+
+# What Hydra raises for a reason that is the user's.
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+
+
+def check(argv: Sequence[str], conf: Path) -> list[str]:
+    """`argv` for Hydra to run: the same, with globs over choices written out.
+
+    Raises ConfigError with every mistake. Each value of a sweep is tried on top of the first value of the
+    others: the sum of their numbers, not the product. What cannot be judged here is left to Hydra.
+    """
+    args = get_args_parser().parse_args(argv)
+    not_a_run = (args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)
+    if any(not_a_run) or args.config_dir or args.config_path or args.config_name:
+        return list(argv)
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+        groups = Groups(GlobalHydra.instance().config_loader(), args.overrides)
+        typed, mistakes = read(args.overrides, groups)
+        compose_cached = cache(_composed)
+        try:
+            _, params, mode = compose_cached(_composing(typed))
+        except HYDRA_ERRORS as error:
+            raise ConfigError([*mistakes, one_line(error)]) from error
+        added: list[Argument] = []
+        if args.multirun or mode == RunMode.MULTIRUN:
+            # what is typed beats what the sweep's file says
+            texts = [f"{key}={value}" for key, value in params.items() if key not in {a.key for a in typed}]
+            added, wrong = read(texts, groups)
+            mistakes += wrong
+        else:
+            mistakes += _needing_multirun(typed, {} if args.cfg else params)
+            typed = [replace(argument, texts=argument.texts[:1]) for argument in typed]
+        jobs = _Jobs([*typed, *added], params, groups, compose_cached, names_only=args.cfg is not None)
+        mistakes += jobs.mistakes()
+    if mistakes:
+        raise ConfigError(mistakes)
+    return _written_out(argv, typed, added)
+
+
+def one_line(error: Exception) -> str:
+    """What an error of Hydra's says, with its cause, on one line."""
+    parts = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    return "; ".join(" ".join(part.split()) for part in parts) or type(error).__name__
+
+
+class _Composed(NamedTuple):
+    """A config, and what Hydra says about running it."""
+
+    cfg: DictConfig
+    sweep: dict[str, Any]
+    mode: RunMode | None
+
+
+def _composed(overrides: tuple[str, ...]) -> _Composed:
+    cfg = compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in the settings
+    sweep = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.sweeper.params") or OmegaConf.create())
+    assert isinstance(sweep, dict)
+    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return _Composed(settings, {str(key): value for key, value in sweep.items()}, cfg.hydra.mode)
+
+
+def _composing(arguments: list[Argument]) -> tuple[str, ...]:
+    return tuple(a.texts[0] for a in arguments if a.composes and a.texts)
+
+
+def _needing_multirun(arguments: list[Argument], params: dict[str, Any]) -> Iterator[str]:
+    """The mistakes of a sweep that was not asked for with -m."""
+    if params:
+        sweep = " ".join(f"{key}={value}" for key, value in params.items())
+        yield f"{sweep}: the config is a sweep; pass -m to run it"
+    for argument in arguments:
+        if argument.sweeps:
+            a_list = "" if argument.composes else f", or write a list as {argument.key}=[A,B]"
+            yield f"{argument.given}: several values; pass -m to sweep over them{a_list}"
+
+
+def _written_out(argv: Sequence[str], typed: list[Argument], added: list[Argument]) -> list[str]:
+    """`argv` with its globs written out, and those of the sweep's file, which what is typed overrides."""
+    rewritten = {argument.given: argument.rewritten for argument in typed if argument.rewritten}
+    last = max((i for i, arg in enumerate(argv) if arg in {a.given for a in typed}), default=len(argv) - 1)
+    # beside the other overrides: argparse wants them in one row
+    result = [*argv[: last + 1], *(a.rewritten for a in added if a.rewritten), *argv[last + 1 :]]
+    return [rewritten.get(arg, arg) for arg in result]
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """The jobs that arguments ask for, composed and built to see what is wrong with them."""
+
+    arguments: list[Argument]
+    params: dict[str, Any]
+    groups: Groups
+    composed: Callable[[tuple[str, ...]], _Composed]
+    names_only: bool  # `--cfg` shows a config whatever its values
+
+    def mistakes(self) -> Iterator[str]:
+        """The mistakes of the first job, then those that each further value of a sweep adds."""
+        arguments = [argument for argument in self.arguments if argument.texts]
+        first = [argument.texts[0] for argument in arguments]
+        in_all = list(self._of(arguments, first))
+        yield from in_all
+        for i, argument in enumerate(arguments):
+            for text in argument.texts[1:]:
+                for line in self._of(arguments, [*first[:i], text, *first[i + 1 :]]):
+                    if line not in in_all:
+                        yield line if line.startswith(text) else f"{line} (in the job with {text})"
+
+    def _of(self, arguments: list[Argument], job: list[str]) -> Iterator[str]:
+        """The mistakes of one job: its names, then, with the wrong ones left out, its values."""
+        try:
+            composed = self.composed(tuple(t for t, a in zip(job, arguments, strict=True) if a.composes))
+        except HYDRA_ERRORS as error:
+            yield one_line(error)
+            return
+        if composed.sweep != self.params:
+            yield "a sweep cannot be swept over, Hydra would ignore it; run one at a time"
+        cfg, unknown = deepcopy(composed.cfg), self._unknown()
+        plain = OmegaConf.to_container(cfg)
+        names = _names(plain) | self.groups.names
+        for text, argument in zip(job, arguments, strict=True):
+            key = argument.key.replace("[", ".").replace("]", "")
+            if argument.composes or key.partition(".")[0] in unknown:
+                continue
+            if key not in names:
+                yield f"{argument.key}: {_no_such_setting(plain, key, names)}"
+                continue
+            try:
+                OmegaConf.update(cfg, argument.key, parsed(text).value())
+            except HYDRA_ERRORS as error:
+                yield f"{text}: {one_line(error)}"
+        if not self.names_only:
+            try:
+                build(cfg, unknown)
+            except ConfigError as error:
+                yield from error.mistakes
+
+    def _unknown(self) -> set[str]:
+        """The settings given by groups whose choice is wrong and nobody can guess."""
+        riddles = {argument.key for argument in self.arguments if not argument.texts}
+        if riddles <= Settings.model_fields.keys():
+            return riddles
+        # an experiment may give anything but what is typed
+        return Settings.model_fields.keys() - {a.key for a in self.arguments if not a.composes}
+
+
+def _names(data: Any, path: str = "") -> set[str]:
+    """Every setting in `data` by its dotted name."""
+    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    named = [(dotted(path, key), value) for key, value in inside]
+    return {name for name, _ in named} | {n for name, value in named for n in _names(value, name)}
+
+
+def _no_such_setting(plain: Any, key: str, names: set[str]) -> str:
+    """`no such setting; did you mean ...?`, or how to add one where settings can be added."""
+    *folders, _ = key.split(".")
+    for folder in folders:
+        plain = plain.get(folder) if isinstance(plain, dict) else None
+    if folders and isinstance(plain, dict) and "_target_" not in plain:
+        near = did_you_mean(key, [dotted(*folders, name) for name in plain])
+        return f"no such setting; {f'did you mean {near}, or ' if near else ''}+{key}=VALUE to add it?"
+    return no_such("setting", key, sorted(name for name in names if not name.endswith("_target_")))

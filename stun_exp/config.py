@@ -1,0 +1,153 @@
+"""The settings of a run: their schema, the rules between them, and every mistake of a config at once."""
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any, Literal
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, InstanceOf, ValidationError, ValidationInfo, field_validator
+
+from stun_exp.component import Component
+from stun_exp.wording import described, dotted, no_such
+
+
+class ConfigError(ValueError):
+    """Every mistake of one config, a line each in `mistakes`."""
+
+    def __init__(self, mistakes: Iterable[str]) -> None:
+        self.mistakes = tuple(dict.fromkeys(mistakes))
+        super().__init__("\n".join(self.mistakes))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
+        return ConfigError, (self.mistakes,)  # launchers send it between processes
+
+
+class Settings(Component):
+    """One run, checked: its components, how much to prune, and how to call it."""
+
+    model: InstanceOf[Component]
+    calibration: InstanceOf[Component]
+    expert_pruner: InstanceOf[Component]
+    allocation: InstanceOf[Component]
+    unstructured_pruner: InstanceOf[Component]
+    recovery: InstanceOf[Component]
+    eval: InstanceOf[Component]
+    tracker: InstanceOf[Component]
+    # After the pruners: its check compares it with them, and pydantic checks fields in this order.
+    sparsity: float = Field(ge=0, lt=1)
+    sparsity_scope: Literal["experts", "decoder", "model"]
+    seed: int = Field(ge=0)
+    name: str
+    save: bool
+    dry_run: bool
+
+    # A check of one field, not of the whole model: pydantic skips those once any field is wrong, and a typo
+    # in `seed` should not hide that `sparsity` is out of reach.
+    @field_validator("sparsity")
+    @classmethod
+    def _within_reach(cls, sparsity: float, info: ValidationInfo) -> float:
+        """`sparsity`, which the two pruners together can meet."""
+        if "expert_pruner" not in info.data or "unstructured_pruner" not in info.data:
+            return sparsity  # a pruner is wrong and has its own line
+        ratio = getattr(info.data["expert_pruner"], "ratio", None)
+        if getattr(info.data["unstructured_pruner"], "prunes", True):
+            if ratio is not None and ratio > sparsity:
+                raise ValueError(
+                    f"below expert_pruner.ratio={ratio}, which alone removes more; pass "
+                    f"sparsity={ratio} or more, or expert_pruner.ratio={sparsity} or less"
+                )
+        elif ratio is None and sparsity != 0:
+            raise ValueError(
+                "expert_pruner=none and unstructured_pruner=none prune nothing; pass sparsity=0, or choose a pruner"
+            )
+        elif ratio is not None and ratio != sparsity:
+            raise ValueError(
+                f"with unstructured_pruner=none it must equal expert_pruner.ratio={ratio}; pass "
+                f"sparsity={ratio} or expert_pruner.ratio={sparsity}, or choose an unstructured_pruner"
+            )
+        return sparsity
+
+
+def build(cfg: DictConfig, unknown: Iterable[str] = ()) -> Settings:
+    """The settings that `cfg` describes, every component built.
+
+    Raises ConfigError with every mistake. Nothing is said of the settings in `unknown`, nor of rules that
+    involve them: the command-line check names there what it could not work out.
+    """
+    unknown = set(unknown)
+    mistakes: list[str] = []
+    values = {key: _built(_item(cfg, key, key, mistakes), key, mistakes) for key in map(str, cfg)}
+    settings = _checked(Settings, values | dict.fromkeys(unknown, _WRONG), "", mistakes)
+    mistakes = [line for line in mistakes if re.split(r"[.=:]", line, maxsplit=1)[0] not in unknown]
+    if mistakes or not isinstance(settings, Settings):
+        raise ConfigError(mistakes)
+    return settings
+
+
+class _Wrong:
+    """Stands for a value that has its line already, so that what holds it says nothing more about it."""
+
+
+_WRONG: Any = _Wrong()
+
+
+def _built(node: Any, path: str, mistakes: list[str]) -> Any:
+    """`node` as plain data, with a component for every mapping that has a `_target_`."""
+    if isinstance(node, ListConfig):
+        paths = [dotted(path, i) for i in range(len(node))]
+        return [_built(_item(node, i, inner, mistakes), inner, mistakes) for i, inner in enumerate(paths)]
+    if not isinstance(node, DictConfig):
+        return node
+    values = {}
+    for key in node:
+        inner = dotted(path, key)
+        values[str(key)] = _built(_item(node, key, inner, mistakes), inner, mistakes)
+    if "_target_" not in values:
+        return values
+    component = _component(values.pop("_target_"), dotted(path, "_target_"), mistakes)
+    return _checked(component, values, path, mistakes) if component else _WRONG
+
+
+def _item(node: DictConfig | ListConfig, key: Any, path: str, mistakes: list[str]) -> Any:
+    """The value at `key`, interpolations resolved; _WRONG, with a line in `mistakes`, if it has none."""
+    if OmegaConf.is_missing(node, key):
+        mistakes.append(f"{path}: required; pass {path}={'DIR' if key == 'path' else 'VALUE'}")
+        return _WRONG
+    try:
+        return node[key]
+    except (OmegaConfBaseException, ValueError) as error:  # ValueError: from a resolver
+        mistakes.append(f"{path}: {str(error).splitlines()[0]}")
+        return _WRONG
+
+
+def _component(target: Any, path: str, mistakes: list[str]) -> type[Component] | None:
+    """The component class at the dotted path `target`; None, with a line in `mistakes`, if there is none."""
+    module_name, _, name = str(target).rpartition(".")
+    try:
+        module = import_module(module_name)
+    except (ImportError, ValueError) as error:  # ValueError: `target` has no dot
+        mistakes.append(f"{path}={target}: cannot be imported ({error}); pass MODULE.CLASS")
+        return None
+    components = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Component)}
+    if name not in components:
+        mistakes.append(f"{path}={target}: {no_such('component', name, components.keys() - {'Component'})}")
+    return components.get(name)
+
+
+def _checked(model: type[Component], values: Mapping[str, Any], path: str, mistakes: list[str]) -> Any:
+    """A `model` of `values`; _WRONG, with its lines in `mistakes`, if they do not fit."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        texts: dict[str, list[str]] = {}
+        for detail in error.errors(include_url=False):
+            if detail["input"] is not _WRONG:
+                where, text = described(detail, model, values, path)
+                texts.setdefault(where, []).append(text)
+        # several texts for one setting are the branches of a union, `int | Literal["auto"]`
+        for where, (text, *others) in texts.items():
+            branches = [text, *(other.removeprefix("must be ") for other in others)]
+            mistakes.append(f"{where}: {' or '.join(branches)}")
+        return _WRONG

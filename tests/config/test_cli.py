@@ -1,0 +1,168 @@
+"""A command line is checked whole, sweeps included, before a job starts or anything heavy is imported."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+from stun_exp.__main__ import main
+from stun_exp.cli import check
+from stun_exp.config import ConfigError
+
+
+def test_a_right_command_line_passes_unchanged(conf: Path) -> None:
+    argv = ["model.path=x", "experiment=demo/uncut", "+eval.limits.a=1", "+benchmark@eval.benchmarks.b=a"]
+    argv += ["eval.benchmarks.b.shots=2", "~eval.benchmarks.a", "hydra.job.chdir=false", "++seed=2"]
+    assert check(argv, conf) == argv
+
+
+def test_what_is_no_run_is_left_to_hydra(conf: Path) -> None:
+    for flag in ("--help", "--hydra-help", "--info=defaults", "--config-dir=/x", "-cn=other", "-sc"):
+        assert check([flag, "nonsense"], conf) == [flag, "nonsense"]
+
+
+def test_showing_a_config_checks_names_only(conf: Path) -> None:
+    assert check(["--cfg", "job", "seed=-1"], conf)  # and model.path is missing
+    with pytest.raises(ConfigError, match="did you mean seed"):
+        check(["--cfg", "job", "sed=-1"], conf)
+
+
+def test_every_value_of_a_sweep_is_checked_and_none_twice(mistakes: Callable[..., list[str]]) -> None:
+    argv = ["sparsity=0.3,2", "seed=1,-1", "expert_pruner=cut,none", "expert_pruner.ratio=0.1"]
+    said = mistakes("-m", *argv)
+    assert said == [
+        "sparsity=2: must be at least 0 and below 1",
+        "seed=-1: must be at least 0",
+        "expert_pruner.ratio: no such setting; there is none here (in the job with expert_pruner=none)",
+    ]
+
+
+def test_a_sweep_from_a_file_is_checked_too(conf: Path, mistakes: Callable[..., list[str]]) -> None:
+    assert mistakes("-m", "sweep=wrong") == [
+        "expert_pruner=nne: no such choice; did you mean none? (choices: cut, none)",
+        "sparsity=2: must be at least 0 and below 1",
+    ]
+    typed_wins = ["sparsity=0.3", "expert_pruner=cut"]
+    assert check(["-m", "sweep=wrong", *typed_wins, "model.path=x"], conf)
+
+
+def test_sweeping_over_sweeps_is_a_mistake(mistakes: Callable[..., list[str]]) -> None:
+    # Hydra reads the sweep of the first composition only, and would ignore these
+    assert "run one at a time" in mistakes("-m", "sweep=grid,folder")[0]
+
+
+def test_globs_reach_into_folders(conf: Path, mistakes: Callable[..., list[str]]) -> None:
+    # Hydra's own finds nothing there, and runs zero jobs without a word
+    assert check(["-m", "model.path=x", "experiment=glob(demo/*)"], conf) == [
+        "-m",
+        "model.path=x",
+        "experiment=demo/dense,demo/uncut",
+    ]
+    assert check(["model.path=x", "sweep=folder", "-m"], conf) == [
+        "model.path=x",
+        "sweep=folder",
+        "experiment=demo/dense,demo/uncut",
+        "-m",
+    ]
+    assert mistakes("-m", "experiment=glob(*)") == [
+        "experiment=glob(*): matches nothing (choices: demo/dense, demo/uncut)"
+    ]
+
+
+@pytest.fixture
+def stun(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command with a given run function; (exit code, what it said on stderr)."""
+
+    def call(run: Callable[..., None], *argv: str) -> tuple[int, str]:
+        module = ModuleType("stun_exp.run")
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "stun_exp.run", module)
+        monkeypatch.setattr(sys, "argv", ["stun", *argv])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.chdir(tmp_path)
+        try:
+            main(conf)
+        except SystemExit as end:
+            return int(end.code or 0), capfd.readouterr().err
+        return 0, capfd.readouterr().err
+
+    return call
+
+
+def no_eos(*_: object) -> None:
+    raise ValueError("the tokenizer has no end-of-text token; pass another model")
+
+
+def test_a_good_run_gets_settings_directory_and_plain_config(
+    stun: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+    assert stun(lambda *args: seen.append(args), "model.path=x", "sparsity=0.5") == (0, "")
+    ((settings, out, config),) = seen
+    assert (settings.sparsity, settings.name, out) == (0.5, "stun", tmp_path / "out")
+    assert config["model"] == {"_target_": "parts.Model", "path": "x"}
+
+
+def test_mistakes_end_with_2(stun: Callable[..., tuple[int, str]]) -> None:
+    assert stun(print, "sed=1") == (
+        2,
+        "stun: 2 mistakes, nothing was run\n"
+        "  sed: no such setting; did you mean seed?\n"
+        "  model.path: required; pass model.path=DIR\n",
+    )
+
+
+def test_what_only_hydra_finds_ends_with_2_and_no_traceback(stun: Callable[..., tuple[int, str]]) -> None:
+    for argv in ("model.path=x +seed=1", "--help sed=1", "-c job -m", "-m model.path=x seed=interval(0,1)"):
+        code, said = stun(print, *argv.split())
+        assert code == 2
+        assert "Traceback" not in said
+
+
+def test_a_value_error_of_ours_is_one_line_and_1(stun: Callable[..., tuple[int, str]]) -> None:
+    ours = FunctionType(no_eos.__code__, {"__name__": "stun_exp.budget", "__builtins__": __builtins__})
+    code, said = stun(ours, "model.path=x")
+    assert code == 1
+    # the line before it is Hydra's and says which job it was
+    assert said.splitlines()[1:] == ["error: the tokenizer has no end-of-text token; pass another model"]
+
+
+def test_a_bug_keeps_its_traceback_but_not_hydra_s(stun: Callable[..., tuple[int, str]]) -> None:
+    code, said = stun(no_eos, "model.path=x")
+    assert code == 1
+    assert "Traceback" in said
+    assert "in no_eos" in said
+    assert "run_job" not in said
+
+
+def test_a_sweep_runs_every_job(stun: Callable[..., tuple[int, str]]) -> None:
+    seen: list[float] = []
+    assert stun(lambda s, *_: seen.append(s.sparsity), "-m", "model.path=x", "sweep=folder")[0] == 0
+    assert seen == [0.1, 0.4]
+
+
+def in_a_process(*argv: str) -> subprocess.CompletedProcess[str]:
+    code = f"""if True:
+        import sys
+        from stun_exp.__main__ import main
+        sys.argv[1:] = {argv}
+        try:
+            main()
+        finally:
+            print("heavy:", sorted({"torch", "transformers", "datasets", "wandb"} & sys.modules.keys()))
+        """
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
+    # the sweep builds every component of conf/ that the demo uses; the mistake is in the last value
+    for argv in (["-m", "sweep=demo", "seed=0,-1"], ["eval=paper", "tracker=wandb", "seed=-1"], ["--help"]):
+        done = in_a_process(*argv)
+        assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+        assert done.returncode == (0 if argv == ["--help"] else 2)

@@ -1,0 +1,169 @@
+"""A config with mistakes is answered with all of them, each with its value, its limit and the way out."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from stun_exp.__main__ import CONF
+from stun_exp.cli import check
+from stun_exp.component import Component
+from stun_exp.config import ConfigError, Settings, build
+from stun_exp.wording import did_you_mean
+
+ONE_MISTAKE = {
+    "sparsty=0.4": "sparsty: no such setting; did you mean sparsity?",
+    "ratio=0.3": "ratio: no such setting; did you mean expert_pruner.ratio?",
+    "expert_pruner.ratoi=0.3": "expert_pruner.ratoi: no such setting; did you mean expert_pruner.ratio?",
+    "expert_pruner.foo=3": "expert_pruner.foo: no such setting; there is layers, method, ratio, top",
+    "recovery.foo=3": "recovery.foo: no such setting; there is none here",
+    "eval.limits.a=3": "eval.limits.a: no such setting; +eval.limits.a=VALUE to add it?",
+    "+seeds=1": "seeds: no such setting; did you mean seed?",
+    "expert_pruner=ctu": "expert_pruner=ctu: no such choice; did you mean cut? (choices: cut, none)",
+    "recovery=null": "recovery=null: no such choice (choices: none)",
+    "experiment=uncut": (
+        "experiment=uncut: no such choice; did you mean demo/uncut? (choices: demo/dense, demo/uncut)"
+    ),
+    "seed=abc": "seed=abc: must be a whole number",
+    "seed='5'": "seed='5': must be a whole number",
+    "seed=1.5": "seed=1.5: must be a whole number",
+    "seed=true": "seed=true: must be a whole number",
+    "seed=-1": "seed=-1: must be at least 0",
+    "save=1": "save=1: must be true or false",
+    "name=7": "name=7: must be text; pass \"name='7'\"",
+    "sparsity=1.0": "sparsity=1.0: must be at least 0 and below 1",
+    "sparsity=nan": "sparsity=nan: must be a finite number",
+    "sparsity_scope=expert": ("sparsity_scope=expert: must be 'experts', 'decoder' or 'model'; did you mean experts?"),
+    "expert_pruner.top=b": "expert_pruner.top=b: must be a whole number or 'auto'",
+    "expert_pruner.layers=[1,a]": "expert_pruner.layers.1=a: must be a whole number",
+    "expert_pruner.layers=[]": "expert_pruner.layers=[]: no layer to cut; name one",
+    "unstructured_pruner.first=3": "unstructured_pruner: first=3 is after last=2; swap them",
+    "eval.benchmarks.a.shots=x": "eval.benchmarks.a.shots=x: must be a whole number",
+    "recovery._target_=parts.Of": "recovery._target_=parts.Of: no such component; did you mean Off?",
+    "recovery._target_=prts.Off": (
+        "recovery._target_=prts.Off: cannot be imported (No module named 'prts'); pass MODULE.CLASS"
+    ),
+    "name=${nme}": "name: Interpolation key 'nme' not found",
+    "~tracker": "tracker: required; pass tracker=VALUE",
+    "seed": "seed: is no setting; write KEY=VALUE",
+    "name=[1": (
+        "name=[1: cannot be read, no viable alternative at input '[1'; "
+        "put quotes around a text with odd characters, \"KEY='A=B'\""
+    ),
+    "seed=1,2": "seed=1,2: several values; pass -m to sweep over them, or write a list as seed=[A,B]",
+    "sweep=grid": "sparsity=0.3,0.4: the config is a sweep; pass -m to run it",
+    "sparsity=0.1": (
+        "sparsity=0.1: below expert_pruner.ratio=0.25, which alone removes more; pass sparsity=0.25 or more, "
+        "or expert_pruner.ratio=0.1 or less"
+    ),
+    "unstructured_pruner=none": (
+        "sparsity=0.4: with unstructured_pruner=none it must equal expert_pruner.ratio=0.25; pass "
+        "sparsity=0.25 or expert_pruner.ratio=0.4, or choose an unstructured_pruner"
+    ),
+}
+
+
+@pytest.mark.parametrize("argument", ONE_MISTAKE)
+def test_a_mistake_names_setting_value_limit_and_way_out(mistakes: Callable[..., list[str]], argument: str) -> None:
+    assert mistakes(argument) == [ONE_MISTAKE[argument]]
+
+
+def test_a_required_setting_says_what_to_pass(conf: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model.path: required; pass model.path=DIR$"):
+        check([], conf)
+
+
+def test_no_pruner_at_all_needs_no_sparsity(conf: Path) -> None:
+    off = ["unstructured_pruner=none", "expert_pruner=none", "model.path=x"]
+    assert check([*off, "sparsity=0"], conf)
+    with pytest.raises(ConfigError, match=r"sparsity=0.4: .* prune nothing; pass sparsity=0, or choose"):
+        check(off, conf)
+
+
+def test_all_mistakes_at_once(mistakes: Callable[..., list[str]]) -> None:
+    # `expert_pruner=ctu` is checked on as `cut`, `seed=-1` does not hide what is wrong between other settings
+    argv = ["expert_pruner=ctu", "expert_pruner.ratoi=1", "sparsty=1", "seed=-1", "save=1", "a=["]
+    argv.append("sparsity=0.1")
+    said = [line.partition(":")[0] for line in mistakes(*argv)]
+    assert sorted(said) == sorted(
+        ["a=[", "expert_pruner.ratoi", "expert_pruner=ctu", "save=1", "seed=-1", "sparsity=0.1", "sparsty"]
+    )
+
+
+def test_nothing_is_said_of_what_a_riddle_would_have_set(mistakes: Callable[..., list[str]]) -> None:
+    # the experiment might have set everything but the typed seed, the pruner its own settings
+    argv = ["experiment=xyz", "expert_pruner.foo=1", "sparsity=0.1", "seed=-1"]
+    assert mistakes(*argv)[1:] == ["seed=-1: must be at least 0"]
+    assert len(mistakes("expert_pruner=xyz", "expert_pruner.foo=1", "sparsity=0.1")) == 1
+
+
+def test_build_makes_components_all_the_way_down(conf: Path) -> None:
+    nodes: dict[str, Any] = {group: {"_target_": "parts.Off"} for group in Settings.model_fields}
+    nodes["model"] = {"_target_": "parts.Model", "path": "x"}
+    nodes["eval"] = {
+        "_target_": "parts.Eval",
+        "limits": {},
+        "benchmarks": {"a": {"_target_": "parts.Task", "shots": 3}},
+    }
+    plain = {"sparsity": 0, "sparsity_scope": "model", "seed": 0, "name": "n", "save": False, "dry_run": True}
+    settings: Any = build(OmegaConf.create({**nodes, **plain}))
+    assert settings.eval.benchmarks["a"].shots == 3
+    assert settings.sparsity == 0.0
+    with pytest.raises(ConfigError, match=r"model=\{\}: needs a choice, pass model=NAME"):
+        build(OmegaConf.create({**nodes, **plain, "model": {}}))
+
+
+def test_a_component_is_frozen_and_strict_but_takes_an_int_for_a_float_and_a_list_for_a_tuple() -> None:
+    class Sample(Component):
+        x: float
+        n: int
+        t: tuple[int, ...] | None
+
+    sample = Sample(x=1, n=1, t=[1, 2])  # type: ignore[arg-type]
+    assert (sample.x, sample.t) == (1.0, (1, 2))
+    with pytest.raises(ValidationError, match="frozen"):
+        sample.n = 2  # type: ignore[misc]
+    wrong = [("x", "1"), ("x", True), ("n", 1.5), ("n", True), ("n", "1"), ("t", "12"), ("unknown", 1)]
+    for name, value in wrong:
+        with pytest.raises(ValidationError):
+            Sample.model_validate({"x": 1.0, "n": 1, "t": None, name: value})
+
+
+def test_did_you_mean_looks_in_the_same_place_first() -> None:
+    assert did_you_mean("a.ratoi", ["a.ratio", "b.ratoi"]) == "a.ratio"
+    assert did_you_mean("ratio", ["calibration", "a.ratio"]) == "a.ratio"
+    assert did_you_mean("expert_prunr.ratio", ["expert_pruner.ratio", "x.y"]) == "expert_pruner.ratio"
+    assert did_you_mean("a.foo", ["a.top", "a"]) == ""
+
+
+def test_a_config_error_survives_the_way_back_from_a_launcher() -> None:
+    assert pickle.loads(pickle.dumps(ConfigError(["a", "b"]))).mistakes == ("a", "b")
+
+
+# What a choice cannot run without.
+NEEDS = {
+    "model=local": ["model.path=x"],
+    "calibration=local": ["calibration.path=x"],
+    "unstructured_pruner=none": ["expert_pruner=none", "sparsity=0"],
+}
+CHOICES = sorted(
+    file.relative_to(CONF).with_suffix("").as_posix()
+    for file in CONF.glob("*/**/*.yaml")
+    if file.relative_to(CONF).parts[0] != "hydra"
+)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_in_conf_builds(choice: str) -> None:
+    argument = choice.replace("/", "=", 1)
+    group, _, name = argument.partition("=")
+    if group == "sweep":
+        assert check(["-m", argument], CONF)
+    elif group == "benchmark":
+        assert check([f"+benchmark@eval.benchmarks.one_more={name}"], CONF)
+    else:
+        assert check([argument, *NEEDS.get(argument, [])], CONF)
