@@ -66,9 +66,7 @@ def kinds_in_scope(scope: Scope) -> set[Kind]:
     return {"expert"} if scope == "experts" else {"expert", "attention", "mlp"}
 
 
-def budget_of(
-    checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, scope: Scope, attention: bool
-) -> Budget:
+def budget_of(checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, scope: Scope, attention: bool) -> Budget:
     """The counts when layer i keeps `kept[i]` experts (all, for a layer that is not named).
 
     `experts` counts the matrices of routed experts, `decoder` every matrix of a decoder layer but the router and gates,

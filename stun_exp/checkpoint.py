@@ -6,7 +6,7 @@ conversion table (per-expert keys on disk, fused 3-D experts in memory), applied
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +50,8 @@ class Checkpoint:
         if "quantization_config" in raw:
             raise ValueError(f"{path}: the weights are quantised, which is not supported; give the 16-bit checkpoint")
         self.experts_per_layer: list[int] | None = raw.get(EXPERTS_PER_LAYER)
+        self.family = family_of(raw.get("model_type"))
         self.config = AutoConfig.from_pretrained(path)
-        self.family = family_of(self.config)
         self.files = _shards(path)
         self.dtype = dtype or getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
 
@@ -154,7 +154,13 @@ class Checkpoint:
             transform.add_tensor(name, key, pattern, tensor)
         tensors: dict[str, Tensor] = {}
         for name, transform in pending.items():
-            for target, value in transform.convert(name, model=self.skeleton, config=self.config).items():
+            try:
+                converted = transform.convert(name, model=self.skeleton, config=self.config)
+            except RuntimeError as error:  # experts whose matrices are not all there cannot be fused
+                raise ValueError(
+                    f"{self.path}: {name} cannot be put together from what is on disk ({error})"
+                ) from error
+            for target, value in converted.items():
                 tensors[target] = value[0] if isinstance(value, list) else value
         return tensors
 
@@ -204,9 +210,8 @@ class CheckpointWriter:
         index = {"metadata": {"total_size": self.total_size}, "weight_map": self.weight_map}
         (self.path / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         for file in self.source.path.iterdir():
-            if file.is_file() and file.suffix in {".json", ".txt", ".model", ".jinja"}:
-                if file.name not in {"config.json", INDEX}:
-                    copyfile(file, self.path / file.name)
+            if file.suffix in {".json", ".txt", ".model", ".jinja"} and file.name not in {"config.json", INDEX}:
+                copyfile(file, self.path / file.name)
         config = json.loads((self.source.path / "config.json").read_text())
         config.pop("torch_dtype", None)
         config["dtype"] = str(self.source.dtype).removeprefix("torch.")
@@ -214,11 +219,17 @@ class CheckpointWriter:
         config["output_router_logits"] = False
         counts = [count for count in self.experts_per_layer if count]
         if len(set(counts)) == 1:
-            config[self.source.family.num_experts_key] = counts[0]
+            config |= dict.fromkeys(self._count_keys(config), counts[0])
             config.pop(EXPERTS_PER_LAYER, None)
         else:
             config[EXPERTS_PER_LAYER] = self.experts_per_layer
         (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    def _count_keys(self, config: dict[str, Any]) -> set[str]:
+        """The expert count's key in `config`: transformers renames it in some families when it saves a model."""
+        key, renamed = self.source.family.num_experts_key, self.source.config.attribute_map
+        spellings = {key, renamed.get(key, key)} | {old for old, new in renamed.items() if new == key}
+        return spellings & config.keys() or {key}
 
     def _write(self, number: int, tensors: dict[str, Tensor]) -> None:
         name = f"model-{number + 1:05d}-of-{self.source.num_layers + 1:05d}.safetensors"
@@ -252,15 +263,15 @@ def _shards(path: Path) -> dict[str, Path]:
     """Key -> file, from the index if there is one; every named file is there and whole."""
     if (path / INDEX).is_file():
         weight_map: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
-        missing = sorted({file for file in weight_map.values() if not (path / file).is_file()})
+        missing = sorted({name for name in weight_map.values() if not (path / name).is_file()})
         if missing:
             raise FileNotFoundError(
                 f"{path / missing[0]}: named by {INDEX} but not there ({len(missing)} such files); download it again"
             )
-        for file in sorted(set(weight_map.values())):
-            with _open(path / file):
+        for name in sorted(set(weight_map.values())):
+            with _open(path / name):
                 pass
-        return {key: path / file for key, file in weight_map.items()}
+        return {key: path / name for key, name in weight_map.items()}
     file = path / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{path}: neither {INDEX} nor model.safetensors; only safetensors are read")
@@ -280,7 +291,7 @@ def _layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _natural(key: str) -> Sequence[Any]:
+def _natural(key: str) -> list[Any]:
     """Sort key that puts expert 2 before expert 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
 
@@ -292,7 +303,9 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
         have = tuple(tensors[name].shape) if name in tensors else "missing"
         want = expected.get(name, "no such tensor")
         if have != want:
-            raise ValueError(f"{where}, {name}: on disk {have}, in the architecture {want}; config and weights disagree")
+            raise ValueError(
+                f"{where}, {name}: on disk {have}, in the architecture {want}; config and weights disagree"
+            )
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False)
     meta = [name for name, buffer in module.named_buffers() if buffer.is_meta]

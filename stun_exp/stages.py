@@ -1,12 +1,12 @@
 """The stages of a run that walk the checkpoint: gather, decide, prune, count."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stun_exp.allocation.protocol import Allocation
+from stun_exp.allocation.protocol import Allocation, Saliencies
 from stun_exp.budget import Budget, Scope, kinds_in_scope
 from stun_exp.checkpoint import Checkpoint, CheckpointWriter
 from stun_exp.expert_pruner.protocol import ExpertPruner
@@ -57,9 +57,7 @@ def expert_statistics(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk) 
     return [statistics[index] for index in layers]
 
 
-def plan_experts(
-    checkpoint: Checkpoint, pruner: ExpertPruner, statistics: Sequence[Statistic | None]
-) -> Plan:
+def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, statistics: Sequence[Statistic | None]) -> Plan:
     """The expert pruner's plan for all layers with experts."""
     return pruner.plan([LayerOnDisk(checkpoint, index) for index in moe_layers(checkpoint)], statistics)
 
@@ -94,24 +92,26 @@ class WeightStage:
         return statistic
 
 
-def layer_ratios(
-    stage: WeightStage, allocation: Allocation, budget: Budget, ratio: float, walk: Walk
-) -> list[float]:
+def layer_ratios(stage: WeightStage, allocation: Allocation, budget: Budget, ratio: float, walk: Walk) -> list[float]:
     """The weight ratio of each layer; walks the model only if the allocation measures it and there is any to spread."""
+    sizes = [layer.prunable for layer in budget.layers]
     if ratio == 0:
-        return [0.0] * len(budget.layers)
+        return [0.0] * len(sizes)
     measured = []
     if allocation.measures:
         for step in walk:
             matrices, statistics, _ = stage.observe(step)
-            measured.append(
-                allocation.measure(
-                    lambda m=matrices, s=statistics: (  # type: ignore[misc]
-                        stage.pruner.saliency(x.weight_OC, s.get(x.feed)) for x in m
-                    )
-                )
-            )
-    return allocation.allocate(measured, [layer.prunable for layer in budget.layers], ratio)
+            # A dense layer has nothing to prune under sparsity_scope=experts, and nothing to measure.
+            if matrices:
+                measured.append(allocation.measure(_saliencies(stage.pruner, matrices, statistics)))
+    ratios = iter(allocation.allocate(measured, [size for size in sizes if size], ratio))
+    return [next(ratios) if size else 0.0 for size in sizes]
+
+
+def _saliencies(
+    pruner: UnstructuredPruner, matrices: Sequence[Matrix], statistics: Mapping[str, InputStatistic]
+) -> Saliencies:
+    return lambda: (pruner.saliency(matrix.weight_OC, statistics.get(matrix.feed)) for matrix in matrices)
 
 
 def prune_layers(

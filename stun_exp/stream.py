@@ -114,7 +114,8 @@ def _first_inputs(
     model = shell.model.to(device)
     embedded: list[Tensor] = []
     model.layers[0].register_forward_pre_hook(
-        lambda module, args, kwargs: embedded.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        lambda module, args, kwargs: embedded.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
     )
     first: dict[torch.Size, int] = {}
     for number, tokens in enumerate(tokens_BT):

@@ -1,0 +1,79 @@
+"""Trains the bundled toy model and measures it; by default exactly as the shipped weights were made."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stun_exp.toy.probe import accuracies, expert_shares
+from stun_exp.toy.tokenizer import train_tokenizer
+from stun_exp.toy.training import RECIPE, ship, toy_config, train
+
+CHECKPOINT_EVERY = 250
+MIN_EXPERT_SHARE = 0.1
+CALIBRATION_DOCUMENTS = 2000
+
+
+def main() -> int:
+    """0, or 1 where an expert of the trained model sees less than a tenth of an equal share of tokens."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    parser.add_argument("--out", type=Path, default=Path("stun_exp/toy/weights"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("toy_training"), help="checkpoint and log; resumed if present"
+    )
+    arguments = parser.parse_args()
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = dataclasses.replace(RECIPE, steps=arguments.steps)
+    tokenizer = train_tokenizer()
+    console = Console()
+    log = (arguments.work / "log.jsonl").open("a", encoding="utf-8")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    began = time.monotonic()
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=recipe.steps)
+
+        def report(step: int, measured: dict[str, float]) -> None:
+            record = {"step": step} | {name: round(value, 4) for name, value in measured.items()}
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            progress.update(bar, completed=step, description=f"loss {measured['loss']:.3f}")
+            if not console.is_terminal and step % CHECKPOINT_EVERY == 0:
+                console.print(record)
+
+        model = train(
+            recipe,
+            toy_config(tokenizer),
+            tokenizer,
+            device=device,
+            checkpoint=arguments.work / "checkpoint.pt",
+            checkpoint_every=CHECKPOINT_EVERY,
+            report=report,
+        )
+    seconds = time.monotonic() - began
+    ship(model, tokenizer, arguments.out)
+    least = expert_shares(model, tokenizer, CALIBRATION_DOCUMENTS).min().item()
+    summary = {
+        "seconds": round(seconds),
+        "least_expert_share": round(least, 3),
+        **accuracies(model, tokenizer),
+    }
+    log.write(json.dumps(summary) + "\n")
+    console.print(summary)
+    if least < MIN_EXPERT_SHARE:
+        console.print(f"an expert sees {least:.3f} of an equal share of tokens; raise RECIPE.balance_weight")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

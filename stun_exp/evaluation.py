@@ -1,0 +1,145 @@
+"""Benchmarks through lm-evaluation-harness: its tasks, its metrics, its standard errors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from stun_exp.component import Component
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+BUNDLED = "bundled:toy"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of one benchmark, with what moves it."""
+
+    value: float
+    stderr: float | None
+    num_samples: int
+    num_fewshot: int
+    task_version: str
+
+
+class Benchmark(Component):
+    """One lm-eval task or group: which, with how many shots, and which of its metrics is the headline."""
+
+    task: str
+    include: str | None
+    """Folder of the task's YAML file, `bundled:toy`, or null for lm-eval's own tasks."""
+    num_fewshot: int = Field(ge=0)
+    metric: str
+    """As lm-eval names it: metric,filter."""
+
+
+class NoEvaluation(Component):
+    """Runs no benchmark."""
+
+    def prepare(self) -> "Prepared":
+        return Prepared(())
+
+
+class LMEval(Component):
+    """Several benchmarks on one model."""
+
+    benchmarks: dict[str, Benchmark]
+    limit: int | None = Field(ge=1)
+    """Items of each task, the first ones; null for all. For trials only: lm-eval's numbers need all."""
+    batch_size: int = Field(ge=1)
+    """Moves the numbers a little: sequences in a batch are padded to the longest."""
+
+    def prepare(self) -> "Prepared":
+        """The benchmarks with their data; FileNotFoundError for one whose data is neither cached nor reachable."""
+        return Prepared(tuple((b, _load(b)) for b in self.benchmarks.values()), self.limit, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Benchmarks whose data is at hand, ready to be run on a model."""
+
+    benchmarks: tuple[tuple[Benchmark, Any], ...]
+    limit: int | None = None
+    batch_size: int = 1
+
+    def evaluate(self, model: "PreTrainedModel", tokenizer: Any, device: "torch.device") -> dict[str, Metric]:
+        """Every metric that the tasks define, as `task/metric,filter`."""
+        if not self.benchmarks:
+            return {}
+        from lm_eval.models.huggingface import HFLM
+
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device))
+        metrics: dict[str, Metric] = {}
+        for benchmark, task in self.benchmarks:
+            metrics |= _run(benchmark, task, lm, self.limit)
+        return metrics
+
+
+def _load(benchmark: Benchmark) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    folder = str(Path(__file__).parent / "toy" / "tasks") if benchmark.include == BUNDLED else benchmark.include
+    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    if benchmark.task not in manager.all_tasks:
+        where = benchmark.include or "lm-eval"
+        raise ValueError(f"eval.benchmarks: {where} has no task {benchmark.task!r}")
+    try:
+        return manager.load([benchmark.task])
+    except Exception as error:  # a missing data set surfaces as any of a dozen classes of three libraries
+        raise FileNotFoundError(
+            f"benchmark {benchmark.task}: its data is neither cached nor reachable ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}); fetch it on a machine with a network by "
+            f"`lm-eval run --model dummy --tasks {benchmark.task} --limit 1` and take its HF_HOME along, or leave it "
+            "out with eval=none or eval=toy"
+        ) from error
+
+
+def _run(benchmark: Benchmark, task: Any, lm: Any, limit: int | None) -> dict[str, Metric]:
+    import lm_eval
+
+    objects = [*task["groups"].values(), *task["tasks"].values()]
+    results = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=[next(item for item in objects if _name(item) == benchmark.task)],
+        num_fewshot=benchmark.num_fewshot,
+        limit=limit,
+        # Means have a closed form; the rest (perplexities) is resampled, and 100,000 times takes longer than the task.
+        bootstrap_iters=1000,
+        log_samples=False,
+    )
+    assert results is not None
+    metrics = {}
+    leaves = {name: count["effective"] for name, count in results["n-samples"].items()}
+    wrong = {name: shots for name, shots in results["n-shot"].items() if name in leaves}
+    if set(wrong.values()) - {benchmark.num_fewshot}:
+        raise ValueError(
+            f"eval.benchmarks.{benchmark.task}.num_fewshot={benchmark.num_fewshot}: lm-eval used {wrong}; "
+            "the task pins its own number"
+        )
+    for name, figures in {**results["results"], **results.get("groups", {})}.items():
+        count = leaves.get(name) or sum(leaves[leaf] for leaf in _leaves(results["group_subtasks"], name))
+        version = str(results["versions"].get(name, "unknown"))
+        for key, value in figures.items():
+            metric, comma, filter_ = str(key).partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = figures.get(f"{metric}_stderr,{filter_}")
+            stderr = float(stderr) if isinstance(stderr, int | float) else None
+            metrics[f"{name}/{key}"] = Metric(float(value), stderr, count, benchmark.num_fewshot, version)
+    if f"{benchmark.task}/{benchmark.metric}" not in metrics:
+        known = [key.partition("/")[2] for key in metrics if key.startswith(f"{benchmark.task}/")]
+        raise ValueError(f"eval.benchmarks.{benchmark.task}.metric={benchmark.metric}: the task has {', '.join(known)}")
+    return metrics
+
+
+def _name(item: Any) -> str:
+    return str(getattr(item, "task_name", None) or getattr(item, "name", None) or item.config.task)
+
+
+def _leaves(subtasks: dict[str, list[str]], name: str) -> list[str]:
+    children = subtasks.get(name, [])
+    return [leaf for child in children for leaf in (_leaves(subtasks, child) or [child])]

@@ -1,0 +1,110 @@
+"""What a run did and what it cost, written once, whole, as report.json."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stun_exp.progress import console
+
+PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "hydra-core", "safetensors")
+
+
+@dataclass
+class Cost:
+    """One stage's cost; `forward_passes` are whole-model passes over the calibration tokens."""
+
+    wall_seconds: float = 0.0
+    peak_host_gib: float = 0.0
+    peak_device_gib: float | None = None
+    forward_passes: float = 0.0
+
+
+class Ledger:
+    """Collects the report of one run."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.costs: dict[str, Cost] = {}
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Cost]:
+        """Measures a stage and prints one line when it is done."""
+        cost = Cost()
+        _reset_peaks(self.device)
+        start = time.perf_counter()
+        yield cost
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            cost.peak_device_gib = torch.cuda.max_memory_allocated(self.device) / 2**30
+        cost.wall_seconds = time.perf_counter() - start
+        cost.peak_host_gib = _peak_host_gib()
+        self.costs[name] = cost
+        device = "" if cost.peak_device_gib is None else f", {cost.peak_device_gib:.2f} GiB device"
+        console.print(f"{name:<12} {cost.wall_seconds:7.1f} s  {cost.peak_host_gib:.2f} GiB host{device}")
+
+    def warn(self, message: str) -> None:
+        """Says it on the terminal and in the report."""
+        self.warnings.append(message)
+        console.print(f"[yellow]warning:[/yellow] {message}")
+
+    def cost(self) -> dict[str, dict[str, Any]]:
+        return {name: asdict(cost) for name, cost in self.costs.items()}
+
+
+def provenance(device: torch.device, tokens_sha256: str) -> dict[str, Any]:
+    """What else moves a number: code, library versions, device, calibration tokens."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    return {
+        "git_commit": _git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+        "device": name,
+        "calibration_tokens_sha256": tokens_sha256,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _git_commit() -> str | None:
+    """The commit this package runs from, `-dirty` if its files differ; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _reset_peaks(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # not Linux: the peak is then the process's, not the stage's
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_host_gib() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    except (OSError, IndexError):
+        scale = 2**30 if platform.system() == "Darwin" else 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -1,0 +1,84 @@
+"""lm-evaluation-harness on the bundled tasks, with a random model: what is asked, is run and is written down."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from stun_exp.evaluation import BUNDLED, Benchmark, LMEval, NoEvaluation
+from stun_exp.model import Model
+
+WEIGHTS = Model(path="bundled:toy_moe", revision=None, dtype="float32", device="cpu").folder()
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[PreTrainedModel]:
+    yield AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+
+
+def one(task: str, shots: int, metric: str, include: str | None = BUNDLED) -> LMEval:
+    benchmark = Benchmark(task=task, include=include, num_fewshot=shots, metric=metric)
+    return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4)
+
+
+def test_none_measures_nothing(toy: PreTrainedModel) -> None:
+    assert NoEvaluation().prepare().evaluate(toy, None, CPU) == {}
+
+
+def test_a_figure_carries_what_moves_it(toy: PreTrainedModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    metrics = one("toy_arc", 0, "acc_norm,none").prepare().evaluate(toy, tokenizer, CPU)
+    assert {"toy_arc/acc,none", "toy_arc/acc_norm,none"} == metrics.keys()
+    figure = metrics["toy_arc/acc,none"]
+    assert (figure.num_samples, figure.num_fewshot, figure.task_version) == (4, 0, "1.0")
+    # lm-eval's closed form for a mean: the sample standard deviation over the root of the count.
+    deviation = (figure.value * (1 - figure.value) * 4 / 3) ** 0.5
+    assert figure.stderr == pytest.approx(deviation / 4**0.5)
+
+
+def test_generation_is_exact_match_under_both_filters(toy: PreTrainedModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    evaluation = one("toy_gsm8k", 5, "exact_match,strict-match")
+    metrics = evaluation.prepare().evaluate(toy, tokenizer, CPU)
+    assert metrics.keys() == {"toy_gsm8k/exact_match,strict-match", "toy_gsm8k/exact_match,flexible-extract"}
+    assert {figure.num_fewshot for figure in metrics.values()} == {5}
+
+
+def test_a_group_counts_its_subjects_items(toy: PreTrainedModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    metrics = one("toy_mmlu", 0, "acc,none").prepare().evaluate(toy, tokenizer, CPU)
+    subjects = [figure for key, figure in metrics.items() if key.startswith("toy_mmlu_")]
+    assert metrics["toy_mmlu/acc,none"].num_samples == sum(figure.num_samples for figure in subjects) >= 8
+
+
+def test_unknown_task_and_metric_say_what_there_is(toy: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match=r"bundled:toy has no task 'toy_math'"):
+        one("toy_math", 0, "acc,none").prepare()
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    with pytest.raises(ValueError, match=r"metric=accuracy: the task has acc,none, acc_norm,none"):
+        one("toy_arc", 0, "accuracy").prepare().evaluate(toy, tokenizer, CPU)
+
+
+def test_data_that_is_not_to_be_had_stops_before_pruning(tmp_path: Path) -> None:
+    (tmp_path / "gone.yaml").write_text(
+        "task: gone\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: not-there.jsonl\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: a\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n"
+    )
+    with pytest.raises(FileNotFoundError, match=r"benchmark gone: its data is neither cached nor reachable.*lm-eval"):
+        one("gone", 0, "acc,none", include=str(tmp_path)).prepare()
+
+
+def test_shots_that_a_task_pins_are_not_overridden_in_silence(toy: PreTrainedModel, tmp_path: Path) -> None:
+    """lm-eval ignores --num_fewshot for a task whose own file says 0, and only logs it."""
+    (tmp_path / "data.jsonl").write_text('{"q": "a", "gold": 0}\n' * 8)
+    (tmp_path / "pinned.yaml").write_text(
+        f"task: pinned\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/data.jsonl\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: [a, b]\n"
+        "doc_to_target: gold\nnum_fewshot: 0\nmetric_list:\n  - metric: acc\n"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    with pytest.raises(ValueError, match=r"num_fewshot=2: lm-eval used \{'pinned': 0\}"):
+        one("pinned", 2, "acc,none", include=str(tmp_path)).prepare().evaluate(toy, tokenizer, CPU)

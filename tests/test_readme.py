@@ -1,0 +1,60 @@
+"""README's commands are run, its table is the measured one."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.strip().startswith("#")
+]
+BIN = Path(sys.executable).parent
+# The same command on less data; what it does and writes is the same.
+SMALL = ["eval.limit=2", "calibration.num_sequences=4", "calibration.sequence_length=128"]
+
+
+def test_readme_has_commands() -> None:
+    assert "make demo" in COMMANDS
+    assert "make test" in COMMANDS
+    assert sum(command.startswith("stun ") for command in COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(command: str) -> None:
+    """Run whole by .ci/run; from within a test `make test` would call itself."""
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("stun ")])
+def test_stun_commands_run(command: str, tmp_path: Path) -> None:
+    words = [str(BIN / "stun"), *shlex.split(command)[1:]]
+    if "--help" in words:
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+        return
+    small = [word for word in SMALL if "eval=none" not in words or not word.startswith("eval")]
+    subprocess.run([*words, *small, f"hydra.sweep.dir={tmp_path}/sweep"], cwd=tmp_path, check=True, capture_output=True)
+    reports = [json.loads(file.read_text()) for file in tmp_path.rglob("report.json")]
+    dry = "dry_run=true" in words
+    assert bool(reports) is not dry
+    for report in reports:
+        asked, achieved = report["sparsity"]["target"], report["sparsity"]["achieved"]
+        assert abs(asked - achieved) <= 0.001
+
+
+def test_readme_shows_the_measured_table() -> None:
+    assert (ROOT / "results" / "demo.md").read_text() in README
+
+
+def test_every_other_command_is_git() -> None:
+    others = [c for c in COMMANDS if not c.startswith(("make ", "stun "))]
+    assert all(command.startswith(("git clone", "cd ")) for command in others), others

@@ -1,0 +1,225 @@
+"""The whole line on tiny random models: settings in, artifacts out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
+
+from stun_exp.__main__ import CONF
+from stun_exp.checkpoint import Checkpoint, load_pruned
+from stun_exp.config import build
+from stun_exp.run import run
+
+Runner = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def runner(tiny_model: Callable[[str], Path], tmp_path: Path) -> Runner:
+    """Runs a tiny model with overrides into tmp_path/run and returns the report."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 64, (64, 40), generator=generator).tolist()
+    text = tmp_path / "calibration.jsonl"
+    text.write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
+
+    def go(*overrides: str, family: str = "mixtral", out: Path = tmp_path / "run") -> dict[str, Any]:
+        base = [
+            "model=local",
+            f"model.path={tiny_model(family)}",
+            "model.device=cpu",
+            "calibration=local",
+            f"calibration.path={text}",
+            "calibration.sequence_length=32",
+            "calibration.num_sequences=16",
+            "calibration.batch_size=4",
+            "eval=none",
+            "name=test",
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", [*base, *overrides])
+        out.mkdir(exist_ok=True)
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        run(build(cfg), out, {str(key): value for key, value in config.items()})
+        report = out / "report.json"
+        return json.loads(report.read_text()) if report.exists() else {}
+
+    return go
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize("scope", ["experts", "decoder", "model"])
+def test_the_asked_sparsity_is_on_disk(runner: Runner, family: str, scope: str, tmp_path: Path) -> None:
+    """Counted here from the written files alone, against the parameters of the source: no budget code involved."""
+    overrides = ("sparsity=0.5", "expert_pruner.ratio=0.2", f"sparsity_scope={scope}", "save=true")
+    report = runner(*overrides, family=family)
+    source, written = (
+        Checkpoint(Path(report["model"]["source"]), None),
+        Checkpoint(tmp_path / "run/checkpoint", None),
+    )
+
+    def weights(checkpoint: Checkpoint) -> list[torch.Tensor]:
+        if scope == "model":
+            return list(load_pruned(checkpoint.path, torch.device("cpu")).parameters())
+        layers = [checkpoint.read_layer(index) for index in range(checkpoint.num_layers)]
+        kinds = {"expert"} if scope == "experts" else {"expert", "attention", "mlp"}
+        return [matrix.weight_OC for layer in layers for matrix in layer.matrices() if matrix.kind in kinds]
+
+    left = sum(int(tensor.count_nonzero()) for tensor in weights(written))
+    gone = 1 - left / sum(tensor.numel() for tensor in weights(source))
+    assert gone == pytest.approx(0.5, abs=0.001)
+    assert report["sparsity"]["achieved"] == pytest.approx(gone, abs=1e-6)
+
+
+def test_report_has_the_promised_keys(runner: Runner, tmp_path: Path) -> None:
+    report = runner("sparsity=0.4", "expert_pruner.ratio=0.2", "expert_pruner.lambda2=0.5", "save=true")
+    assert report["name"] == "test"
+    assert report["seed"] == 0
+    assert report["settings"]["expert_pruner"]["ratio"] == 0.2
+    assert {"source", "model_type", "params_before", "params_after"} <= report["model"].keys()
+    assert report["experts"]["before"] == [6, 6, 6]
+    assert sum(report["experts"]["after"]) == 18 - round(0.2 * 18)
+    assert {"target", "scope", "achieved", "weights_ratio", "per_layer"} <= report["sparsity"].keys()
+    assert len(report["sparsity"]["per_layer"]) == 3
+    for cost in report["cost"].values():
+        assert {"wall_seconds", "peak_host_gib", "peak_device_gib", "forward_passes"} <= cost.keys()
+    assert report["cost"]["calibrate"]["forward_passes"] == 1
+    assert {"git_commit", "versions", "device", "calibration_tokens_sha256"} <= report["provenance"].keys()
+    plan = json.loads((tmp_path / "run/plan.json").read_text())["layers"]
+    assert [set(layer) for layer in plan] == [{"layer", "num_experts", "groups", "kept"}] * 3
+    assert [len(layer["kept"]) for layer in plan] == report["experts"]["after"]
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == report["settings"]
+    assert json.loads((tmp_path / "run/sparsity.json").read_text()) == report["sparsity"]
+
+
+def test_router_only_stun_costs_no_forward_pass(runner: Runner) -> None:
+    """The O(1) claim in its strongest form: lambda2 = 0 reads router rows and sees no token."""
+    assert runner("expert_pruner.lambda2=0.0")["cost"]["calibrate"]["forward_passes"] == 0
+
+
+def test_one_seed_one_result(runner: Runner, tmp_path: Path) -> None:
+    overrides = ("sparsity=0.5", "expert_pruner.lambda2=0.5", "save=true")
+    first, second = runner(*overrides, out=tmp_path / "a"), runner(*overrides, out=tmp_path / "b")
+    for key in ("sparsity", "experts", "metrics"):
+        assert first[key] == second[key]
+    for file in sorted((tmp_path / "a/checkpoint").glob("*.safetensors")):
+        assert file.read_bytes() == (tmp_path / "b/checkpoint" / file.name).read_bytes()
+
+
+def test_unpruned_run_is_the_identity(runner: Runner, tmp_path: Path) -> None:
+    report = runner("experiment=demo/1_unpruned", "save=true", "name=test", family="olmoe")
+    source, written = (
+        Checkpoint(Path(report["model"]["source"]), None),
+        Checkpoint(tmp_path / "run/checkpoint", None),
+    )
+    for index in range(source.num_layers):
+        state = written.read_layer(index).module.state_dict()
+        for name, tensor in source.read_layer(index).module.state_dict().items():
+            assert torch.equal(state[name], tensor)
+    assert report["sparsity"]["achieved"] == 0
+
+
+def test_equal_layers_load_in_stock_transformers(runner: Runner, tmp_path: Path) -> None:
+    runner("expert_pruner=none", "sparsity=0.5", "save=true", family="qwen3_moe")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint")
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        ours = load_pruned(tmp_path / "run/checkpoint", torch.device("cpu"))(ids).logits
+        assert torch.equal(stock(ids).logits, ours)
+
+
+def test_attention_is_left_alone_where_asked(runner: Runner, tmp_path: Path) -> None:
+    report = runner("unstructured_pruner.attention=false", "sparsity=0.4", "save=true")
+    source, written = (
+        Checkpoint(Path(report["model"]["source"]), None),
+        Checkpoint(tmp_path / "run/checkpoint", None),
+    )
+    before = {m.name: m.weight_OC for m in source.read_layer(1).matrices() if m.kind == "attention"}
+    after = {m.name: m.weight_OC for m in written.read_layer(1).matrices() if m.kind == "attention"}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert report["sparsity"]["attention"] is False
+    assert report["sparsity"]["achieved"] == pytest.approx(0.4, abs=0.001)
+
+
+def test_whole_experts_alone_are_measured_and_explained(runner: Runner) -> None:
+    """Without a second stage the total is what whole experts give: reported as measured, with a warning."""
+    report = runner("unstructured_pruner=none", "sparsity=0.25", "expert_pruner.ratio=0.25")
+    assert report["experts"]["ratio"] == pytest.approx(round(0.25 * 18) / 18)
+    assert report["sparsity"]["achieved"] < 0.25
+    assert any("unstructured_pruner=none" in warning for warning in report["warnings"])
+
+
+def test_checkpoint_goes_unless_saved(runner: Runner, tmp_path: Path) -> None:
+    runner()
+    assert not (tmp_path / "run/checkpoint").exists()
+    assert (tmp_path / "run/report.json").exists()
+
+
+def test_finished_checkpoint_is_not_overwritten(runner: Runner, tmp_path: Path) -> None:
+    runner("save=true")
+    with pytest.raises(ValueError, match="keeps a finished run's checkpoint"):
+        runner("save=true")
+    (tmp_path / "run/report.json").unlink()  # as if the first had been interrupted
+    runner("save=true")
+    assert (tmp_path / "run/report.json").exists()
+
+
+def test_dry_run_reads_no_weight(
+    runner: Runner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_weights(*args: object) -> None:
+        raise AssertionError("read weights")
+
+    monkeypatch.setattr(Checkpoint, "_read", no_weights)
+    assert runner("dry_run=true", "sparsity=0.4", "expert_pruner.ratio=0.2") == {}
+    assert "weights in scope  23,040" in capsys.readouterr().out
+
+
+def test_impossible_budgets_stop_before_any_weight(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "_read", lambda *args: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match=r"top_k=2.*at most 0\.6667"):
+        runner("expert_pruner.ratio=0.8", "sparsity=0.85")
+    with pytest.raises(ValueError, match=r"only 0\.\d+ of the weights in scope can be pruned"):
+        runner("expert_pruner=none", "unstructured_pruner.attention=false", "sparsity=0.95")
+
+
+def test_failed_run_leaves_no_report(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stun_exp.run.prove_it_runs", lambda walk: (_ for _ in ()).throw(ValueError("NaN")))
+    with pytest.raises(ValueError, match="NaN"):
+        runner()
+    assert not (tmp_path / "run/report.json").exists()
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_starved_expert_is_named_in_the_report(
+    runner: Runner, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("mixtral"))
+    # Two rows far away from every token's direction and opposite each other: whichever is preferred, expert 4 is
+    # never among the two best, because experts 0 and 1 share a large row of either sign.
+    rows = model.model.layers[1].mlp.gate.weight.data
+    rows[0], rows[1], rows[2], rows[3] = 50 * rows[5], -50 * rows[5], 50 * rows[5], -50 * rows[5]
+    rows[4] = 0
+    folder = tmp_path / "starved"
+    shutil.copytree(tiny_model("mixtral"), folder)
+    model.save_pretrained(folder)
+    report = runner(f"model.path={folder}", "expert_pruner=none")
+    assert any("layer 1" in warning and "expert 4" in warning for warning in report["warnings"])
+
+
+def test_tracker_failure_does_not_lose_the_run(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object, report: object, out: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("stun_exp.tracking.WandB.track", broken)
+    report = runner("tracker=wandb")
+    assert any("no route to host" in warning for warning in report["warnings"])
+    assert (tmp_path / "run/metrics.json").exists()
