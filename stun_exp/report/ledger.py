@@ -78,10 +78,17 @@ def provenance(device: torch.device, tokens_sha256: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; OSError that names it, for instance if the disk is full."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path}: could not be written ({error.strerror}); free some space or choose another folder with "
+            "hydra.run.dir=DIR"
+        ) from error
 
 
 def _git_commit() -> str | None:

@@ -48,7 +48,7 @@ def lowest(saliency_RC: Tensor, sparsity: float) -> Tensor:
     wanted_R = torch.full((rows,), each, device=saliency_RC.device)
     wanted_R[next_R.argsort(stable=True)[:rest]] += 1
     mask_RC = saliency_RC < next_R[:, None]
-    short_R = wanted_R - mask_RC.sum(1)
+    short_R = wanted_R - _count(mask_RC)
     tied = short_R.nonzero().squeeze(1)
     if len(tied):
         equal_RC = saliency_RC[tied] == next_R[tied, None]
@@ -62,3 +62,9 @@ def _order_statistic(saliency_RC: Tensor, rank: int) -> Tensor:
         return saliency_RC.kthvalue(rank + 1, dim=1).values
     # numpy's vectorised partition selects several times faster than torch's kthvalue on a CPU.
     return torch.from_numpy(np.partition(saliency_RC.numpy(), rank, axis=1)[:, rank])
+
+
+def _count(mask_RC: Tensor) -> Tensor:
+    """Number of true entries of each row."""
+    # As above: on a CPU numpy counts booleans several times faster than torch sums them.
+    return mask_RC.sum(1) if mask_RC.is_cuda else torch.from_numpy(np.count_nonzero(mask_RC.numpy(), axis=1))
