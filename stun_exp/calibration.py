@@ -97,8 +97,9 @@ class LocalText(Calibration):
         if file.suffix == ".txt":
             documents = [tokenizer(file.read_text())["input_ids"]]
         else:
-            lines = [line for line in file.read_text().splitlines() if line.strip()]
-            documents = [self._row(line, number, tokenizer) for number, line in enumerate(lines, 1)]
+            # Not splitlines: JSON may hold other line separators as they are, U+2028 for one.
+            lines = enumerate(file.read_text().split("\n"), 1)
+            documents = [self._row(line, number, tokenizer) for number, line in lines if line.strip()]
         documents = [document for document in documents if document]
         if not documents:
             raise ValueError(f"calibration.path={self.path}: the file is empty; give text to calibrate on")

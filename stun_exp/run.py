@@ -174,7 +174,7 @@ def _measured(budget: Budget, on_disk: list[LayerCount], ratios: list[float], se
 
 
 def _print_budget(checkpoint: Checkpoint, budget: Budget, ratio: float, num_tokens: int) -> None:
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(f"model             {checkpoint.path.name}: {checkpoint.num_parameters:,} parameters")
     out.print(f"layers            {checkpoint.num_layers}")
     out.print(f"weights in scope  {budget.in_scope:,}")

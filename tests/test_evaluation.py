@@ -1,6 +1,5 @@
 """lm-evaluation-harness on the bundled tasks, with a random model: what is asked, is run and is written down."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def toy() -> Iterator[PreTrainedModel]:
-    yield AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+def toy() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
 
 
 def one(task: str, shots: int, metric: str, include: str | None = BUNDLED) -> LMEval:

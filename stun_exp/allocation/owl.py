@@ -50,4 +50,3 @@ def _centred(offsets: Sequence[float], sizes: Sequence[int], mean: float) -> lis
         else:
             high = centre
     return values
-

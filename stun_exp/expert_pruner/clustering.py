@@ -14,9 +14,7 @@ from torch import Tensor
 from stun_exp.moe.statistics import Coactivation
 
 
-def distance(
-    router_rows_ED: Tensor, coactivation: Coactivation | None, lambda1: float, lambda2: float
-) -> np.ndarray:
+def distance(router_rows_ED: Tensor, coactivation: Coactivation | None, lambda1: float, lambda2: float) -> np.ndarray:
     """-b_ij of STUN's Eq. 7, (E, E) in fp64, diagonal 0: lambda1 ||W_i - W_j|| - lambda2 a_ij / mean(a).
 
     The mean is over all E^2 entries, the zero diagonal included, as in the official code.

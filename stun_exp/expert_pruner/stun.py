@@ -48,9 +48,7 @@ class STUN(Component):
         from stun_exp.moe.statistics import Coactivation
 
         distances = [
-            distance(
-                layer.router_rows_ED(), cast(Coactivation | None, statistic), self.lambda1, self.lambda2
-            )
+            distance(layer.router_rows_ED(), cast(Coactivation | None, statistic), self.lambda1, self.lambda2)
             for layer, statistic in zip(layers, statistics, strict=True)
         ]
         num_removed = round(self.ratio * sum(layer.num_experts for layer in layers))
@@ -62,7 +60,10 @@ class STUN(Component):
         from stun_exp.moe.plan import LayerPlan
 
         by_survivor = sorted(
-            (cluster[representative(layer.expert_weights(cluster))] if len(cluster) > 1 else cluster[0], cluster)
+            (
+                cluster[representative(layer.expert_weights(cluster))] if len(cluster) > 1 else cluster[0],
+                cluster,
+            )
             for cluster in clusters
         )
         kept = [survivor for survivor, _ in by_survivor]

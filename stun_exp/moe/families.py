@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
-
 
 @dataclass(frozen=True, kw_only=True)
 class MoEFamily:
@@ -33,12 +31,12 @@ FAMILIES = {
 }
 
 
-def family_of(config: PretrainedConfig) -> MoEFamily:
-    """The family of a model's config; ValueError for an architecture that is not in the table."""
-    family = FAMILIES.get(config.model_type)
+def family_of(model_type: str | None) -> MoEFamily:
+    """The family of a config's `model_type`; ValueError for an architecture that is not in the table."""
+    family = FAMILIES.get(model_type or "")
     if family is None:
         raise ValueError(
-            f"model_type={config.model_type!r} is not supported; known: {', '.join(sorted(FAMILIES))}; "
+            f"model_type={model_type!r} is not supported; known: {', '.join(sorted(FAMILIES))}; "
             "a new family is one entry in stun_exp/moe/families.py"
         )
     return family

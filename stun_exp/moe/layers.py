@@ -55,7 +55,8 @@ class MoELayer:
         return int(self.router.top_k)
 
     def router_rows_ED(self) -> Tensor:
-        return self.router.weight.detach()
+        rows_ED: Tensor = self.router.weight.detach()
+        return rows_ED
 
     def expert_weights(self, experts: Sequence[int]) -> Tensor:
         """The named experts' parameters in fp32, each flattened to one row: (len(experts), weights of an expert)."""

@@ -66,9 +66,7 @@ def _keep_logits(experts: Any) -> Any:
     return hook
 
 
-def _observed_experts(
-    experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
-) -> Tensor:
+def _observed_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> Tensor:
     """transformers' experts forward, one expert at a time, that shows each call to the observers."""
     observers: list[Statistic] = experts.observers
     for statistic in observers:
@@ -80,7 +78,7 @@ def _observed_experts(
     counts = torch.bincount(topk_index_TK.flatten(), minlength=num_experts).tolist()
     weight = topk_weight_TK.flatten()
     out_TD = torch.zeros_like(hidden_TD)
-    for expert, slots in enumerate(order.split(counts)):
+    for expert, slots in enumerate(torch.split(order, counts)):
         token = slots // top_k
         x_ND, weight_N = hidden_TD[token], weight[slots]
         up = _linear(experts, x_ND, "gate_up_proj" if experts.has_gate else "up_proj", expert)

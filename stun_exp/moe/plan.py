@@ -1,8 +1,6 @@
 """The decision of an expert pruner: plain data, written to plan.json and applied by `MoELayer.regroup`."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,9 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         members = [expert for group in self.groups for expert in group]
-        assert sorted(self.kept) == self.kept and len(self.kept) == len(self.groups)
-        assert len(set(members)) == len(members) and all(0 <= expert < self.num_experts for expert in members)
+        assert sorted(self.kept) == self.kept
+        assert len(set(members)) == len(members)
+        assert all(0 <= expert < self.num_experts for expert in members)
         assert all(kept in group for kept, group in zip(self.kept, self.groups, strict=True))
 
 
@@ -34,9 +33,6 @@ class Plan:
     def groups(self, layer: int) -> list[list[int]] | None:
         """The groups of one layer; None for a layer without experts."""
         return next((plan.groups for plan in self.layers if plan.layer == layer), None)
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def keep(layer: int, num_experts: int, kept: list[int]) -> LayerPlan:

@@ -57,7 +57,7 @@ class Ledger:
     def warn(self, message: str) -> None:
         """Says it on the terminal and in the report."""
         self.warnings.append(message)
-        console.print(f"[yellow]warning:[/yellow] {message}")
+        console.print(f"warning: {message}", style="yellow", markup=False)
 
     def cost(self) -> dict[str, dict[str, Any]]:
         return {name: asdict(cost) for name, cost in self.costs.items()}

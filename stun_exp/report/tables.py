@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -20,7 +21,7 @@ class ResultsTable:
     def show(self, console: Console) -> None:
         table = Table(*self.columns)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))  # a name may hold brackets
         console.print(table)
 
     def markdown(self) -> str:

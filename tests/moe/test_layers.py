@@ -1,0 +1,183 @@
+"""A decoder layer's matrices are all of its weights that may be pruned; regrouping is the only surgery."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stun_exp.checkpoint import Checkpoint, load_pruned
+from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.unstructured_pruner.wanda import Wanda
+
+Write = Callable[[Checkpoint, dict[int, list[list[int]]]], Checkpoint]
+CPU = torch.device("cpu")
+# What pruning never touches: routers, norms, biases and the gate of a shared expert.
+EXEMPT = re.compile(r"mlp\.gate\.weight|mlp\.shared_expert_gate\.weight|.*norm\.weight|.*\.bias")
+
+
+def moe_layer(checkpoint: Checkpoint) -> MoELayer:
+    """The last layer: it has experts in every tiny model."""
+    return checkpoint.read_layer(checkpoint.num_layers - 1)
+
+
+def logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(tokens_BT).logits
+
+
+def test_matrices_hold_every_weight_once_except_the_exempt(checkpoint: Checkpoint) -> None:
+    """The guard against fused experts that are skipped in silence: each parameter element is counted."""
+    for index in range(checkpoint.num_layers):
+        layer = checkpoint.read_layer(index)
+        for parameter in layer.module.parameters():
+            parameter.zero_()
+        for matrix in layer.matrices():
+            matrix.weight_OC.add_(1)  # a view: what is written here is seen in the layer
+        for name, parameter in layer.module.named_parameters():
+            times = 0 if EXEMPT.fullmatch(name) else 1
+            assert bool((parameter == times).all()), f"layer {index}, {name}"
+
+
+def test_matrices_are_out_by_in_and_named_uniquely(checkpoint: Checkpoint) -> None:
+    """Hidden size is 16 and expert width 24, so a transposed expert would show."""
+    matrices = list(moe_layer(checkpoint).matrices())
+    assert len({matrix.name for matrix in matrices}) == len(matrices)
+    shapes = {m.name.rpartition(".")[2]: tuple(m.weight_OC.shape) for m in matrices if m.kind == "expert"}
+    assert shapes == {"gate_proj": (24, 16), "up_proj": (24, 16), "down_proj": (16, 24)}
+
+
+def test_gate_and_up_share_a_feed_and_down_has_its_own(mixtral: Checkpoint) -> None:
+    feeds = {m.name: m.feed for m in moe_layer(mixtral).matrices() if ".experts.3." in m.name}
+    assert feeds["mlp.experts.3.gate_proj"] == feeds["mlp.experts.3.up_proj"]
+    assert feeds["mlp.experts.3.gate_proj"] != feeds["mlp.experts.3.down_proj"]
+
+
+def test_the_gate_half_is_the_one_that_is_activated(checkpoint: Checkpoint) -> None:
+    """Guards against swapped halves, which no shape would show: down(silu(gate x) * up x) is the expert."""
+    layer = moe_layer(checkpoint)
+    gate, up, down = (
+        next(m.weight_OC for m in layer.matrices() if m.name == f"mlp.experts.4.{name}_proj")
+        for name in ("gate", "up", "down")
+    )
+    x_D = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    by_hand = down @ (nn.functional.silu(gate @ x_D) * (up @ x_D))
+    called = layer.experts(x_D[None], torch.tensor([[4]]), torch.ones(1, 1))
+    torch.testing.assert_close(called[0], by_hand)
+
+
+def test_parameters_per_expert_is_what_disappears_with_one(checkpoint: Checkpoint) -> None:
+    layer = moe_layer(checkpoint)
+    before = sum(parameter.numel() for parameter in layer.module.parameters())
+    layer.regroup([[0], [1], [2], [4], [5]])
+    after = sum(parameter.numel() for parameter in layer.module.parameters())
+    # three matrices of 24 x 16 and a router row of 16
+    assert before - after == layer.parameters_per_expert() == 3 * 24 * 16 + 16
+
+
+def test_a_dense_layer_has_no_experts_and_nothing_to_remove(tiny_model: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint(tiny_model("qwen2_moe"), None)
+    dense = checkpoint.outline(0)
+    assert (dense.is_moe, dense.num_experts, dense.parameters_per_expert()) == (False, 0, 0)
+    assert {matrix.kind for matrix in dense.matrices()} == {"attention", "mlp"}
+
+
+def test_a_group_of_one_is_bit_equal(checkpoint: Checkpoint) -> None:
+    layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
+    layer.regroup([[5], [0], [3]])
+    assert layer.num_experts == 3
+    assert torch.equal(layer.expert_weights([0, 1, 2]), source.expert_weights([5, 0, 3]))
+    assert torch.equal(layer.router_rows_ED(), source.router_rows_ED()[[5, 0, 3]])
+
+
+def test_a_group_of_several_is_the_mean_of_weights_and_router_rows(checkpoint: Checkpoint) -> None:
+    layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
+    layer.regroup([[1, 2, 4], [5]])
+    torch.testing.assert_close(layer.expert_weights([0])[0], source.expert_weights([1, 2, 4]).mean(0))
+    torch.testing.assert_close(layer.router_rows_ED()[0], source.router_rows_ED()[[1, 2, 4]].mean(0))
+
+
+def test_fewer_groups_than_top_k_is_refused_by_name(mixtral: Checkpoint) -> None:
+    layer = mixtral.read_layer(1)
+    with pytest.raises(ValueError, match=r"layer 1: 1 of 6 experts would remain.*top_k=2"):
+        layer.regroup([[0, 1, 2]])
+    assert layer.num_experts == 6
+
+
+def test_regroup_works_on_an_outline_without_weights(checkpoint: Checkpoint) -> None:
+    outline = checkpoint.outline(checkpoint.num_layers - 1)
+    outline.regroup([[0], [1, 2], [5]])
+    assert outline.num_experts == 3
+    assert outline.experts.gate_up_proj.is_meta
+    assert outline.router.weight.shape == (3, 16)
+
+
+def mask_router(router: nn.Module, kept: list[int], renormalise: bool) -> None:
+    """Sends the logits of all other experts to minus infinity: softmax, top-k, renormalise as the model does."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        masked_TE = torch.full_like(output[0], -torch.inf)
+        masked_TE[:, kept] = output[0][:, kept]
+        weight_TK, index_TK = masked_TE.float().softmax(-1).topk(output[2].shape[-1], dim=-1)
+        if renormalise:
+            weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
+        return masked_TE, weight_TK, index_TK
+
+    router.register_forward_hook(hook)
+
+
+def test_pruned_equals_router_masked(checkpoint: Checkpoint, write_regrouped: Write, tokens_BT: Tensor) -> None:
+    """Removing experts is the same as never choosing them; holds for top-k weights renormalised or not.
+
+    Layers keep different experts, and different numbers of them; the dense layer of Qwen2-MoE stays as it is.
+    """
+    kept = {0: [0, 2, 3, 5], 1: [1, 2, 4], 2: [0, 1, 2, 5]}
+    kept = {index: experts for index, experts in kept.items() if checkpoint.outline(index).is_moe}
+    pruned = write_regrouped(checkpoint, {index: [[e] for e in experts] for index, experts in kept.items()})
+    whole = load_pruned(checkpoint.path, CPU)
+    assert not torch.allclose(logits(whole, tokens_BT), logits(load_pruned(pruned.path, CPU), tokens_BT), atol=1e-3)
+    renormalise = getattr(checkpoint.config, "norm_topk_prob", True)  # Mixtral always does
+    for index, experts in kept.items():
+        layer = MoELayer(decoder_layers(whole)[index], index, checkpoint.family)
+        mask_router(layer.router, experts, renormalise)
+    torch.testing.assert_close(
+        logits(load_pruned(pruned.path, CPU), tokens_BT), logits(whole, tokens_BT), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_order_of_experts_does_not_matter(
+    checkpoint: Checkpoint, write_regrouped: Write, tokens_BT: Tensor
+) -> None:
+    last = checkpoint.num_layers - 1
+    permuted = write_regrouped(checkpoint, {last: [[3], [5], [0], [1], [4], [2]]})
+    torch.testing.assert_close(
+        logits(load_pruned(permuted.path, CPU), tokens_BT),
+        logits(load_pruned(checkpoint.path, CPU), tokens_BT),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_permuting_experts_commutes_with_pruning_their_weights(checkpoint: Checkpoint) -> None:
+    """A pruner that compared across experts, or read a neighbour's statistic, would not commute."""
+    order = [3, 5, 0, 1, 4, 2]
+    wanda = Wanda(attention=True)
+
+    def prune(layer: MoELayer, original: Callable[[int], int]) -> MoELayer:
+        for matrix in layer.matrices():
+            statistic = wanda.statistic(matrix.weight_OC.shape[1])
+            if matrix.kind == "expert":
+                expert = original(int(matrix.name.split(".")[2]))
+                generator = torch.Generator().manual_seed(expert)
+                statistic.update(torch.randn(9, matrix.weight_OC.shape[1], generator=generator))
+            wanda.prune_(matrix.weight_OC, statistic, 0.3)
+        return layer
+
+    pruned_first, permuted_first = moe_layer(checkpoint), moe_layer(checkpoint)
+    prune(pruned_first, lambda expert: expert).regroup([[expert] for expert in order])
+    permuted_first.regroup([[expert] for expert in order])
+    prune(permuted_first, lambda expert: order[expert])
+    assert torch.equal(pruned_first.expert_weights(range(6)), permuted_first.expert_weights(range(6)))

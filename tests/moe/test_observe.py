@@ -1,0 +1,147 @@
+"""Watching a layer shows every routing decision and expert call, and changes nothing."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stun_exp.checkpoint import Checkpoint
+from stun_exp.moe.layers import MoELayer
+from stun_exp.moe.observe import Statistic, observe
+from stun_exp.moe.statistics import Coactivation, ExpertTokens
+from stun_exp.stream import Step, Walk
+
+CPU = torch.device("cpu")
+
+
+class Call(NamedTuple):
+    x_ND: Tensor
+    h_NF: Tensor
+    y_ND: Tensor
+    weight_N: Tensor
+
+
+class Everything(Statistic):
+    """Keeps all it is shown."""
+
+    def __init__(self) -> None:
+        self.logits_TE, self.index_TK, self.weight_TK = torch.empty(0), torch.empty(0), torch.empty(0)
+        self.calls: dict[int, Call] = {}
+        self.linears: dict[str, Tensor] = {}
+
+    def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
+        self.logits_TE, self.index_TK, self.weight_TK = router_logits_TE, topk_index_TK, topk_weight_TK
+
+    def expert(self, expert: int, x_ND: Tensor, h_NF: Tensor, y_ND: Tensor, weight_N: Tensor) -> None:
+        self.calls[expert] = Call(x_ND, h_NF, y_ND, weight_N)
+
+    def linear(self, name: str, x_TC: Tensor) -> None:
+        self.linears[name] = x_TC
+
+
+def last_step(checkpoint: Checkpoint, tokens_BT: Tensor) -> Step:
+    """The last layer, which has experts in every tiny model, not run yet."""
+    return list(Walk(checkpoint, [tokens_BT], CPU, "test"))[-1]
+
+
+def run(step: Step) -> Tensor:
+    with torch.inference_mode():
+        step.forward()
+    assert step.outputs_BTD is not None
+    return step.outputs_BTD[0]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_observed_equals_eager(checkpoint: Checkpoint, tokens_BT: Tensor, implementation: str) -> None:
+    """Outputs are the same whichever of transformers' own experts functions would have run."""
+    step = last_step(checkpoint, tokens_BT)
+    step.layer.experts.config._experts_implementation = implementation
+    plain = run(step)
+    with observe(step.layer, [ExpertTokens(6), Everything()]):
+        observed = run(step)
+    torch.testing.assert_close(observed, plain, rtol=1e-5, atol=1e-5)
+    assert step.layer.experts.config._experts_implementation == implementation
+
+
+def test_a_dense_layer_can_be_observed_too(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+    for step in Walk(checkpoint, [tokens_BT], CPU, "test"):
+        seen = Everything()
+        with observe(step.layer, [seen]):
+            step.forward()
+        assert seen.linears.keys() == {name for name, _ in step.layer.linears()}
+        assert len(seen.calls) == step.layer.num_experts
+
+
+def test_nothing_is_left_behind_even_after_an_error(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
+    step = last_step(mixtral, tokens_BT)
+    before = run(step)
+    with pytest.raises(RuntimeError, match="stop"), observe(step.layer, [Everything()]):
+        raise RuntimeError("stop")
+    assert torch.equal(run(step), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in step.layer.module.modules())
+    assert not hasattr(step.layer.experts, "observers")
+
+
+def test_expert_sees_exactly_the_tokens_routed_to_it(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+    """Which tokens, what they are, what becomes of them, and with what weight they are added up."""
+    step = last_step(checkpoint, tokens_BT)
+    entered: list[Tensor] = []
+    step.layer.router.register_forward_hook(lambda module, args, output: entered.append(args[0].flatten(0, -2)))
+    seen = Everything()
+    with observe(step.layer, [seen]):
+        run(step)
+    weights = {matrix.name: matrix.weight_OC for matrix in step.layer.matrices()}
+    assert seen.calls.keys() == set(range(6))
+    for expert, call in seen.calls.items():
+        token_N, slot_N = (seen.index_TK == expert).nonzero(as_tuple=True)
+        gate, up, down = (weights[f"mlp.experts.{expert}.{name}_proj"] for name in ("gate", "up", "down"))
+        assert len(token_N) > 0
+        assert torch.equal(call.x_ND, entered[0][token_N])
+        torch.testing.assert_close(call.h_NF, nn.functional.silu(call.x_ND @ gate.T) * (call.x_ND @ up.T))
+        torch.testing.assert_close(call.y_ND, call.h_NF @ down.T)
+        assert torch.equal(call.weight_N, seen.weight_TK[token_N, slot_N])
+
+
+def test_router_logits_are_the_routers_own(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+    """A router returns logits, weights and choice: shown in the wrong order they would still have plausible shapes."""
+    step = last_step(checkpoint, tokens_BT)
+    seen = Everything()
+    with observe(step.layer, [seen]):
+        run(step)
+    assert torch.equal(seen.logits_TE.topk(2, dim=-1).indices, seen.index_TK)
+    assert seen.logits_TE.shape == (tokens_BT.numel(), 6)
+
+
+def test_an_expert_without_tokens_is_still_called(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
+    """Transformers' own loop skips it, so a statistic would not know that it is starved."""
+    step = last_step(mixtral, tokens_BT)
+    never_choose(step.layer, 5)
+    seen = Everything()
+    with observe(step.layer, [seen]):
+        run(step)
+    assert seen.calls[5].x_ND.shape == (0, 16)
+    assert seen.calls[5].h_NF.shape == (0, 24)
+
+
+def never_choose(layer: MoELayer, expert: int) -> None:
+    """Two pairs of opposite router rows: whatever the token, two logits are above the zero of `expert`."""
+    rows = layer.router.weight
+    rows[1], rows[2], rows[3], rows[expert] = rows[0], -rows[0], -rows[0], 0
+
+
+def test_expert_tokens_sum_to_tokens_times_top_k(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+    step = last_step(checkpoint, tokens_BT)
+    tokens = ExpertTokens(6)
+    with observe(step.layer, [tokens]):
+        run(step)
+    assert int(tokens.count_E.sum()) == tokens_BT.numel() * step.layer.top_k
+
+
+def test_coactivation_sums_to_two_per_token_at_top_2(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+    """One pair a token, counted from both sides."""
+    step = last_step(checkpoint, tokens_BT)
+    coactivation = Coactivation(6)
+    with observe(step.layer, [coactivation]):
+        run(step)
+    assert float(coactivation.count_EE.sum()) == 2 * tokens_BT.numel()

@@ -1,0 +1,91 @@
+"""The arrows between modules, and the names that a component has three times."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "stun_exp"
+METHODS = ("expert_pruner", "allocation", "unstructured_pruner", "recovery")
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, by full name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def importers(module: str) -> set[str]:
+    """The files, relative to the package, that import `module` or something in it."""
+    return {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if any(name == module or name.startswith(module + ".") for name in imports(file))
+    }
+
+
+def targets() -> list[str]:
+    """Every `_target_` in conf/, as class paths."""
+    loaded = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "conf").rglob("*.yaml"))]
+    return [config["_target_"] for config in loaded if isinstance(config, dict) and "_target_" in config]
+
+
+def test_moe_imports_nothing_of_the_project_but_itself() -> None:
+    """A model seen as layers and experts knows no method, no disk and no run."""
+    for file in (PACKAGE / "moe").glob("*.py"):
+        inside = {name for name in imports(file) if name.startswith("stun_exp")}
+        assert all(name.startswith("stun_exp.moe") for name in inside), file
+
+
+def test_methods_import_moe_but_no_stage_and_no_disk() -> None:
+    for file in (file for group in METHODS for file in (PACKAGE / group).glob("*.py")):
+        forbidden = {"stun_exp.run", "stun_exp.stages", "stun_exp.stream", "stun_exp.checkpoint", "stun_exp.config"}
+        assert not imports(file) & forbidden, file
+
+
+def test_only_the_command_line_imports_run() -> None:
+    assert importers("stun_exp.run") == {"__main__.py"}
+
+
+def test_only_checkpoint_knows_safetensors() -> None:
+    """Outside the toy model, which is made here and not read."""
+    assert {file for file in importers("safetensors") if not file.startswith("toy/")} == {"checkpoint.py"}
+
+
+def test_methods_and_stages_take_values_not_configs() -> None:
+    allowed = {"__main__.py", "cli.py", "config.py", "overrides.py", "report/sweep.py"}
+    assert importers("omegaconf") | importers("hydra") <= allowed
+
+
+def test_components_are_built_without_torch() -> None:
+    """A mistake in a config is answered within two seconds; torch and transformers alone take longer."""
+    modules = sorted({target.rpartition(".")[0] for target in targets()})
+    assert modules
+    program = (
+        f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'lm_eval', 'wandb') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("group", METHODS)
+def test_a_component_has_the_same_name_three_times(group: str) -> None:
+    """conf/group/X.yaml, stun_exp/group/X.py and tests/group/test_X.py; its class is in that module."""
+    names = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+    assert names
+    for name in names:
+        assert (PACKAGE / group / f"{name}.py").is_file()
+        assert (ROOT / "tests" / group / f"test_{name}.py").is_file()
+        target = yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())["_target_"]
+        assert target.rpartition(".")[0] == f"stun_exp.{group}.{name}"

@@ -1,0 +1,20 @@
+"""Off is a component: all weights stay."""
+
+import pytest
+import torch
+
+from stun_exp.unstructured_pruner.none import KeepAllWeights
+
+
+def test_it_prunes_nothing_and_needs_no_data() -> None:
+    pruner = KeepAllWeights()
+    weight = torch.ones(2, 3)
+    pruner.prune_(weight, None, 0.0)
+    assert pruner.statistic(3) is None
+    assert not pruner.prunes
+    assert bool((weight == 1).all())
+
+
+def test_asking_it_to_prune_is_a_mistake_of_ours() -> None:
+    with pytest.raises(AssertionError):
+        KeepAllWeights().prune_(torch.ones(2, 3), None, 0.1)

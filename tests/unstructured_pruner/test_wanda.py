@@ -1,0 +1,104 @@
+"""Wanda: weights times input norms, lowest of each output row."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stun_exp.unstructured_pruner.masks import SquaredNorm
+from stun_exp.unstructured_pruner.wanda import Wanda
+
+WANDA = Wanda(attention=True)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(*shape: int, seed: int = 0) -> Tensor:
+    """Inputs whose squares add up exactly in any order."""
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def pruned(weight_OC: Tensor, x_NC: Tensor, sparsity: float) -> Tensor:
+    statistic = WANDA.statistic(weight_OC.shape[1])
+    statistic.update(x_NC)
+    result = weight_OC.clone()
+    WANDA.prune_(result, statistic, sparsity)
+    return result
+
+
+def test_by_hand() -> None:
+    """Input norms 5, 1, 2 make the saliencies 5, 4, 4 and 5, 3, 4; a third of 2 x 3 is one a row.
+
+    In row 0 the tie of 4 goes to the left; magnitude would have taken the 1 of either row.
+    """
+    weight = torch.tensor([[1.0, -4.0, 2.0], [-1.0, 3.0, 2.0]])
+    x = torch.tensor([[3.0, 1.0, 0.0], [4.0, 0.0, 2.0]])
+    assert pruned(weight, x, 1 / 3).tolist() == [[1.0, 0.0, 2.0], [-1.0, 0.0, 2.0]]
+
+
+def test_equals_the_published_mask_where_the_count_divides_evenly() -> None:
+    """The classic code: a stable sort of each row, and the first int(C s) go."""
+    weight, x = normal(20, 32), normal(50, 32, seed=1)
+    saliency = weight.abs() * x.square().sum(0).sqrt()
+    index = saliency.sort(dim=1, stable=True).indices[:, : int(32 * 0.25)]
+    expected = weight.scatter(1, index, 0.0)
+    assert torch.equal(pruned(weight, x, 0.25), expected)
+
+
+def test_the_count_is_of_the_matrix_where_it_does_not() -> None:
+    """Half of 5 x 7 is 17.5, rounded to 18; the published code takes 3 a row, 15."""
+    assert int((pruned(normal(5, 7), normal(9, 7, seed=1), 0.5) == 0).sum()) == 18
+
+
+def test_the_order_of_tokens_and_their_batches_do_not_matter() -> None:
+    weight, x = normal(6, 10), integers(30, 10)
+    shuffled = WANDA.statistic(10)
+    for batch in x.flip(0).split(7):
+        shuffled.update(batch)
+    result = weight.clone()
+    WANDA.prune_(result, shuffled, 0.4)
+    assert torch.equal(result, pruned(weight, x, 0.4))
+
+
+def test_the_amount_of_text_does_not_matter() -> None:
+    """All tokens twice scale every norm alike; rarely used experts are ranked no worse for it."""
+    weight, x = normal(6, 10), integers(30, 10)
+    assert torch.equal(pruned(weight, torch.cat([x, x, x, x]), 0.4), pruned(weight, x, 0.4))
+
+
+def test_a_starved_matrix_is_pruned_by_magnitude_not_from_the_left() -> None:
+    """No token, no norm: the published code would see zeros, and a stable sort would erase the left half."""
+    weight = normal(8, 16)
+    result = pruned(weight, torch.empty(0, 16), 0.5)
+    index = weight.abs().sort(dim=1, stable=True).indices[:, :8]
+    assert torch.equal(result, weight.scatter(1, index, 0.0))
+    assert bool(result[:, :8].any(dim=1).all())
+
+
+def test_zero_percent_is_the_identity() -> None:
+    weight = normal(6, 10)
+    assert torch.equal(pruned(weight, normal(9, 10, seed=1), 0.0), weight)
+
+
+def test_weights_that_are_zero_already_count() -> None:
+    """Pruning 50 % of a matrix with 20 % zeros leaves 50 %, not 70 %."""
+    weight = normal(6, 10)
+    weight[:, 3:5] = 0
+    result = pruned(weight, normal(9, 10, seed=1), 0.5)
+    assert int((result == 0).sum()) == 30
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_pruned_in_their_own_storage(dtype: torch.dtype) -> None:
+    weight = normal(6, 10).to(dtype)
+    view = weight[:, :]
+    WANDA.prune_(view, SquaredNorm(10), 0.5)
+    assert weight.dtype == dtype
+    assert int((weight == 0).sum()) == 30
+
+
+def test_kept_weights_are_bit_equal() -> None:
+    weight = normal(6, 10)
+    result = pruned(weight, normal(9, 10, seed=1), 0.5)
+    assert torch.equal(result[result != 0], weight[result != 0])
