@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Calibration(Component):
         rows = list(self.sequences(tokenizer, seed))
         if len(rows) < self.num_sequences:
             raise ValueError(
-                f"calibration.num_sequences={self.num_sequences} of {self.sequence_length} tokens: {self} holds only "
+                f"calibration.num_sequences={self.num_sequences} of {self.sequence_length} tokens: the text holds only "
                 f"{len(rows)}; lower calibration.num_sequences or calibration.sequence_length, or give more text"
             )
         tokens = torch.tensor(rows, dtype=torch.int64)
@@ -56,17 +57,13 @@ class Calibration(Component):
     def _blocks(self, documents: Iterable[list[int]], tokenizer: Any) -> Iterator[list[int]]:
         """Documents joined by the end-of-text token and cut into sequences, as Lu et al. do."""
         buffer: list[int] = []
-        made = 0
         for document in documents:
             buffer += document
             if tokenizer.eos_token_id is not None:
                 buffer.append(tokenizer.eos_token_id)
-            while len(buffer) >= self.sequence_length and made < self.num_sequences:
+            while len(buffer) >= self.sequence_length:
                 yield buffer[: self.sequence_length]
                 buffer = buffer[self.sequence_length :]
-                made += 1
-            if made == self.num_sequences:
-                return
 
 
 class ToyText(Calibration):
@@ -75,7 +72,8 @@ class ToyText(Calibration):
     def sequences(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
         from stun_exp.toy.text import calibration_documents
 
-        return self._blocks((tokenizer(text)["input_ids"] for text in calibration_documents(seed)), tokenizer)
+        documents = (tokenizer(text)["input_ids"] for text in calibration_documents(seed))
+        return islice(self._blocks(documents, tokenizer), self.num_sequences)
 
 
 class LocalText(Calibration):
@@ -84,9 +82,10 @@ class LocalText(Calibration):
     path: str
 
     def sequences(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
-        documents = self._documents(tokenizer)
-        random.Random(seed).shuffle(documents)
-        return self._blocks(documents, tokenizer)
+        blocks = list(self._blocks(self._documents(tokenizer), tokenizer))
+        # Blocks and not documents are drawn, so that the seed matters for one long document too.
+        random.Random(seed).shuffle(blocks)
+        return iter(blocks[: self.num_sequences])
 
     def _documents(self, tokenizer: Any) -> list[list[int]]:
         file = Path(self.path).expanduser()
@@ -95,10 +94,10 @@ class LocalText(Calibration):
         if file.suffix not in {".txt", ".jsonl"}:
             raise ValueError(f"calibration.path={self.path}: must end in .txt or .jsonl")
         if file.suffix == ".txt":
-            documents = [tokenizer(file.read_text())["input_ids"]]
+            documents = [tokenizer(file.read_text(encoding="utf-8"))["input_ids"]]
         else:
             # Not splitlines: JSON may hold other line separators as they are, U+2028 for one.
-            lines = enumerate(file.read_text().split("\n"), 1)
+            lines = enumerate(file.read_text(encoding="utf-8").split("\n"), 1)
             documents = [self._row(line, number, tokenizer) for number, line in lines if line.strip()]
         documents = [document for document in documents if document]
         if not documents:

@@ -46,8 +46,8 @@ class Checkpoint:
         self.path = path
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: no config.json; give the folder of a Hugging Face checkpoint")
-        raw = json.loads((path / "config.json").read_text())
-        if "quantization_config" in raw:
+        raw = _read_json(path / "config.json")
+        if raw.get("quantization_config"):
             raise ValueError(f"{path}: the weights are quantised, which is not supported; give the 16-bit checkpoint")
         self.experts_per_layer: list[int] | None = raw.get(EXPERTS_PER_LAYER)
         self.family = family_of(raw.get("model_type"))
@@ -87,6 +87,11 @@ class Checkpoint:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in self._convert(keys).items()}
         _fill(module, tensors, f"{self.path}: layer {index}")
         return MoELayer(module, index, self.family)
+
+    def read_router_rows(self, index: int) -> Tensor:
+        """One layer's router, (experts, hidden size), and nothing else of the layer."""
+        name = f"model.layers.{index}.{self.family.block}.{self.family.router}.weight"
+        return self._convert([key for key in self.files if self._names[key] == name])[name]
 
     def read_rest(self) -> dict[str, Tensor]:
         """Everything outside the decoder layers that run: embeddings, final norm, head, layers beyond the last."""
@@ -184,14 +189,14 @@ class CheckpointWriter:
         """Creates the folder; OSError if the disk cannot take an unpruned copy."""
         self.source = source
         self.path = path
-        path.mkdir(parents=True)
         needed = sum(tensor.numel() for tensor in source.skeleton.state_dict().values()) * source.dtype.itemsize
-        free = disk_usage(path).free
+        free = disk_usage(path.parent).free
         if free < needed:
             raise OSError(
                 f"{path}: the checkpoint needs up to {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; "
                 "free some space or choose another disk with hydra.run.dir=DIR"
             )
+        path.mkdir()
         self.weight_map: dict[str, str] = {}
         self.total_size = 0
         self.experts_per_layer: list[int] = []
@@ -210,9 +215,10 @@ class CheckpointWriter:
         index = {"metadata": {"total_size": self.total_size}, "weight_map": self.weight_map}
         (self.path / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         for file in self.source.path.iterdir():
-            if file.suffix in {".json", ".txt", ".model", ".jinja"} and file.name not in {"config.json", INDEX}:
+            carried = file.suffix in {".json", ".txt", ".model", ".jinja"}
+            if carried and file.name != "config.json" and not file.name.endswith(".index.json"):
                 copyfile(file, self.path / file.name)
-        config = json.loads((self.source.path / "config.json").read_text())
+        config = _read_json(self.source.path / "config.json")
         config.pop("torch_dtype", None)
         config["dtype"] = str(self.source.dtype).removeprefix("torch.")
         # A training setting: it costs memory in every pass, and fails on layers of different sizes.
@@ -262,7 +268,7 @@ def load_pruned(path: Path, device: torch.device) -> PreTrainedModel:
 def _shards(path: Path) -> dict[str, Path]:
     """Key -> file, from the index if there is one; every named file is there and whole."""
     if (path / INDEX).is_file():
-        weight_map: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
+        weight_map: dict[str, str] = _read_json(path / INDEX)["weight_map"]
         missing = sorted({name for name in weight_map.values() if not (path / name).is_file()})
         if missing:
             raise FileNotFoundError(
@@ -277,6 +283,14 @@ def _shards(path: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{path}: neither {INDEX} nor model.safetensors; only safetensors are read")
     with _open(file) as handle:
         return dict.fromkeys(handle.keys(), file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); download it again") from error
+    return content
 
 
 def _open(file: Path) -> Any:

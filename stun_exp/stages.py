@@ -30,7 +30,7 @@ class LayerOnDisk:
         self.top_k = outline.top_k
 
     def router_rows_ED(self) -> Tensor:
-        return self.checkpoint.read_layer(self.index).router_rows_ED()
+        return self.checkpoint.read_router_rows(self.index)
 
     def expert_weights(self, experts: Sequence[int]) -> Tensor:
         return self.checkpoint.read_layer(self.index).expert_weights(experts)

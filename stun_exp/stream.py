@@ -26,6 +26,7 @@ class Step:
         self.outputs_BTD: list[Tensor] | None = None
         self.passes = 0
 
+    @torch.inference_mode()
     def forward(self) -> None:
         """Runs every batch through the layer as it is now; its outputs feed the next layer unless it is changed."""
         self.outputs_BTD = []
@@ -67,17 +68,15 @@ class Walk:
         return self.layer_passes / self.checkpoint.num_layers
 
     def __iter__(self) -> Iterator[Step]:
-        with torch.inference_mode():
-            hidden_BTD, arguments = _first_inputs(self.checkpoint, self.tokens_BT, self.device)
+        hidden_BTD, arguments = _first_inputs(self.checkpoint, self.tokens_BT, self.device)
         for index in track(range(self.checkpoint.num_layers), self.what):
             layer = self.checkpoint.read_layer(index)
             self.edit(layer)
             layer.module.to(self.device)
             step = Step(layer, hidden_BTD, arguments[index])
-            with torch.inference_mode():
-                yield step
-                if step.outputs_BTD is None and index + 1 < self.checkpoint.num_layers:
-                    step.forward()
+            yield step
+            if step.outputs_BTD is None and index + 1 < self.checkpoint.num_layers:
+                step.forward()
             self.layer_passes += step.passes
             hidden_BTD = step.outputs_BTD or []
 
@@ -85,19 +84,16 @@ class Walk:
 class _Recorder(nn.Module):
     """Stands in for a decoder layer: hands its input on and keeps the other arguments."""
 
-    def __init__(self, layer: nn.Module, calls: list[Arguments]):
+    def __init__(self, calls: list[Arguments]):
         super().__init__()
         self.calls = calls
-        # Some architectures choose the mask by the layer's own attributes.
-        for name in ("attention_type", "layer_type", "layer_idx"):
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.calls.append((args, kwargs))
         return hidden_states
 
 
+@torch.inference_mode()
 def _first_inputs(
     checkpoint: Checkpoint, tokens_BT: Sequence[Tensor], device: torch.device
 ) -> tuple[list[Tensor], list[list[Arguments]]]:
@@ -110,7 +106,7 @@ def _first_inputs(
     layers = decoder_layers(shell)
     calls: list[list[Arguments]] = [[] for _ in layers]
     for index in range(len(layers)):
-        layers[index] = _Recorder(layers[index], calls[index])
+        layers[index] = _Recorder(calls[index])
     model = shell.model.to(device)
     embedded: list[Tensor] = []
     model.layers[0].register_forward_pre_hook(

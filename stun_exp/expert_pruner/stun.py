@@ -56,16 +56,18 @@ class STUN(Component):
         return Plan([self._layer_plan(layer, groups) for layer, groups in zip(layers, clusters, strict=True)])
 
     def _layer_plan(self, layer: "ExpertSource", clusters: list[list[int]]) -> "LayerPlan":
+        import torch
+
         from stun_exp.expert_pruner.clustering import representative
         from stun_exp.moe.plan import LayerPlan
 
-        by_survivor = sorted(
-            (
-                cluster[representative(layer.expert_weights(cluster))] if len(cluster) > 1 else cluster[0],
-                cluster,
-            )
-            for cluster in clusters
-        )
+        merged = [cluster for cluster in clusters if len(cluster) > 1]
+        members = [expert for cluster in merged for expert in cluster]
+        # All at once: the layer may have to be read from disk for it.
+        sizes = [len(cluster) for cluster in merged]
+        weights = torch.split(layer.expert_weights(members), sizes) if merged else ()
+        survivors = {cluster[0]: cluster[representative(w)] for cluster, w in zip(merged, weights, strict=True)}
+        by_survivor = sorted((survivors.get(cluster[0], cluster[0]), cluster) for cluster in clusters)
         kept = [survivor for survivor, _ in by_survivor]
         reconstruct = len(clusters) < self.kappa
         groups = [cluster if reconstruct else [survivor] for survivor, cluster in by_survivor]

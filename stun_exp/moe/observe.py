@@ -29,7 +29,10 @@ class Statistic:
 
 @contextmanager
 def observe(layer: MoELayer, statistics: Sequence[Statistic]) -> Iterator[None]:
-    """Feeds `statistics` whatever runs through `layer` inside the block; the layer's outputs do not change."""
+    """Feeds `statistics` whatever runs through `layer` inside the block; the layer's outputs do not change.
+
+    The layer must have a config of its own, as layers read from a checkpoint do: the way experts are run is set there.
+    """
     hooks = []
     for name, linear in layer.linears():
         hooks.append(linear.register_forward_pre_hook(_linear_hook(name, statistics)))

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+DEAD = 1e-20
+"""Norm of an input that was always zero: far below any real one, far above fp32's smallest number."""
+
 
 class SquaredNorm:
     """Sum over tokens of each input squared, (C,) in fp64 on the inputs' device."""
@@ -24,10 +27,13 @@ class SquaredNorm:
         self.num_tokens += len(x_NC)
 
     def norm_C(self) -> Tensor:
-        """L2 norm of each input over all tokens, fp32; ones if there were none, which leaves the weights to decide."""
-        if self.sum_C is None:
-            return torch.ones(self.num_inputs)
-        return self.sum_C.sqrt().float()
+        """L2 norm of each input over all tokens, fp32, and next to nothing for an input that was always zero.
+
+        Next to nothing and not zero, so that among the weights of dead inputs their magnitude decides, and not their
+        place in the row; above all where every input is dead, in an expert that no token reached.
+        """
+        sum_C = torch.zeros(self.num_inputs) if self.sum_C is None else self.sum_C
+        return sum_C.sqrt().float().clamp_min(DEAD)
 
 
 def lowest(saliency_RC: Tensor, sparsity: float) -> Tensor:

@@ -88,12 +88,16 @@ def test_squared_norm_by_hand() -> None:
     assert norm.num_tokens == 2
 
 
-def test_a_norm_of_no_token_is_one_not_zero() -> None:
-    """A zero would make every saliency zero, and the left part of each row would go."""
-    norm = SquaredNorm(3)
-    norm.update(torch.empty(0, 3))
-    assert norm.norm_C().tolist() == [1.0, 1.0, 1.0]
+def test_a_dead_input_weighs_next_to_nothing_but_something() -> None:
+    """A zero would make the saliencies of its weights equal, and their place in the row would decide."""
+    norm = SquaredNorm(2)
+    norm.update(torch.empty(0, 2))
     assert norm.num_tokens == 0
+    norm.update(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
+    assert norm.num_tokens == 2
+    live, dead = norm.norm_C().tolist()
+    assert live == 5.0
+    assert 0 < dead * 1e-6 < 1e-20
 
 
 def test_bf16_inputs_are_squared_in_fp32() -> None:

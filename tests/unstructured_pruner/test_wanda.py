@@ -102,3 +102,17 @@ def test_kept_weights_are_bit_equal() -> None:
     weight = normal(6, 10)
     result = pruned(weight, normal(9, 10, seed=1), 0.5)
     assert torch.equal(result[result != 0], weight[result != 0])
+
+
+def test_zeros_count_as_pruned_beside_dead_inputs() -> None:
+    """Two dead inputs and two zeros in rows of 8, at 25 %: the zeros are the quarter, nothing more may go.
+
+    The trap: weights of dead inputs and zeros alike have no saliency, the tie went to the left, and half was gone.
+    """
+    weight = torch.ones(2, 8)
+    weight[:, 6:] = 0
+    pruner = Wanda(attention=True)
+    statistic = pruner.statistic(8)
+    statistic.update(torch.tensor([[0.0, 0.0, 1, 1, 1, 1, 1, 1]]))
+    pruner.prune_(weight, statistic, 0.25)
+    assert int((weight == 0).sum()) == 4
