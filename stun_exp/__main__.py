@@ -24,9 +24,9 @@ def job(cfg: DictConfig) -> None:
     """Runs what `cfg` describes, in the output directory that Hydra made for it."""
     settings = build(cfg)
     # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be quieted before it.
-    from stun_exp.progress import quiet_libraries
+    from stun_exp.progress import prepare_libraries
 
-    quiet_libraries()
+    prepare_libraries()
     from stun_exp.run import run
 
     config = OmegaConf.to_container(cfg, resolve=True)

@@ -1,5 +1,6 @@
 """Benchmarks through lm-evaluation-harness: its tasks, its metrics, its standard errors."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class LMEval(Component):
 class Prepared:
     """Benchmarks whose data is at hand, ready to be run on a model."""
 
-    benchmarks: tuple[tuple[Benchmark, Any], ...]
+    benchmarks: "tuple[tuple[Benchmark, Loaded], ...]"
     limit: int | None = None
     batch_size: int = 1
 
@@ -70,17 +71,31 @@ class Prepared:
         """Every metric that the tasks define, as `task/metric,filter`."""
         if not self.benchmarks:
             return {}
-        from lm_eval.models.huggingface import HFLM
-
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device))
+        lm = _harness(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device))
         metrics: dict[str, Metric] = {}
-        for benchmark, task in self.benchmarks:
-            metrics |= _run(benchmark, task, lm, self.limit)
+        for benchmark, loaded in self.benchmarks:
+            metrics |= _run(benchmark, loaded, lm, self.limit)
         return metrics
 
 
-def _load(benchmark: Benchmark) -> Any:
+@dataclass(frozen=True)
+class Loaded:
+    """A benchmark's tasks with their data, and the manager that found them."""
+
+    manager: Any
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+
+    def named(self, name: str) -> Any:
+        return self.groups.get(name) or self.tasks[name]
+
+
+def _load(benchmark: Benchmark) -> Loaded:
     from lm_eval.tasks import TaskManager
+
+    # lm-eval tells every step; hub clients tell every retry of what is told below.
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     folder = str(Path(__file__).parent / "toy" / "tasks") if benchmark.include == BUNDLED else benchmark.include
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
@@ -88,7 +103,7 @@ def _load(benchmark: Benchmark) -> Any:
         where = benchmark.include or "lm-eval"
         raise ValueError(f"eval.benchmarks: {where} has no task {benchmark.task!r}")
     try:
-        return manager.load([benchmark.task])
+        found = manager.load([benchmark.task])
     except Exception as error:  # a missing data set surfaces as any of a dozen classes of three libraries
         raise FileNotFoundError(
             f"benchmark {benchmark.task}: its data is neither cached nor reachable ({type(error).__name__}: "
@@ -96,16 +111,20 @@ def _load(benchmark: Benchmark) -> Any:
             f"`lm-eval run --model dummy --tasks {benchmark.task} --limit 1` and take its HF_HOME along, or leave it "
             "out with eval=none or eval=toy"
         ) from error
+    return Loaded(manager, found["tasks"], found["groups"])
 
 
-def _run(benchmark: Benchmark, task: Any, lm: Any, limit: int | None) -> dict[str, Metric]:
+def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> dict[str, Metric]:
     import lm_eval
 
-    objects = [*task["groups"].values(), *task["tasks"].values()]
+    own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
     results = lm_eval.simple_evaluate(
         model=lm,
-        tasks=[next(item for item in objects if _name(item) == benchmark.task)],
-        num_fewshot=benchmark.num_fewshot,
+        tasks=[loaded.named(benchmark.task)],
+        # Not the manager that lm-eval would make: it indexes every task there is, for seconds.
+        task_manager=loaded.manager,
+        # Overriding a number by itself is a warning there.
+        num_fewshot=None if own_shots == {benchmark.num_fewshot} else benchmark.num_fewshot,
         limit=limit,
         # Means have a closed form; the rest (perplexities) is resampled, and 100,000 times takes longer than the task.
         bootstrap_iters=1000,
@@ -136,8 +155,27 @@ def _run(benchmark: Benchmark, task: Any, lm: Any, limit: int | None) -> dict[st
     return metrics
 
 
-def _name(item: Any) -> str:
-    return str(getattr(item, "task_name", None) or getattr(item, "name", None) or item.config.task)
+def _harness(**arguments: Any) -> Any:
+    """lm-eval's Hugging Face backend; without its progress bars where there is no terminal."""
+    from lm_eval.models.huggingface import HFLM
+
+    from stun_exp.progress import console
+
+    if console.is_terminal:
+        return HFLM(**arguments)
+
+    class Quiet(HFLM):  # type: ignore[misc]
+        # The bars can be turned off by argument alone, and lm-eval's evaluator passes none.
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **rest: Any) -> Any:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
+    return Quiet(**arguments)
 
 
 def _leaves(subtasks: dict[str, list[str]], name: str) -> list[str]:

@@ -18,8 +18,13 @@ def track(items: Iterable[T], description: str) -> Iterator[T]:
         yield from progress.track(items, description=description)
 
 
-def quiet_libraries() -> None:
-    """Silences other libraries' chatter, and their progress bars where there is no terminal; call before they load."""
+def prepare_libraries() -> None:
+    """Sets what other libraries read from the environment; call before they load.
+
+    Silences other libraries' chatter, and their progress bars where there is no terminal.
+    """
+    # Threads that spin while they wait make small models a hundred times slower on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
