@@ -72,6 +72,7 @@ class Prepared:
         if not self.benchmarks:
             return {}
         lm = _harness(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device))
+        logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
         metrics: dict[str, Metric] = {}
         for benchmark, loaded in self.benchmarks:
             metrics |= _run(benchmark, loaded, lm, self.limit)
@@ -93,8 +94,8 @@ class Loaded:
 def _load(benchmark: Benchmark) -> Loaded:
     from lm_eval.tasks import TaskManager
 
-    # lm-eval tells every step; hub clients tell every retry of what is told below.
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    # lm-eval warns of defaults that tasks rely on; hub clients tell every retry of what is told below.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     folder = str(Path(__file__).parent / "toy" / "tasks") if benchmark.include == BUNDLED else benchmark.include
@@ -168,6 +169,9 @@ def _harness(**arguments: Any) -> Any:
         # The bars can be turned off by argument alone, and lm-eval's evaluator passes none.
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **rest: Any) -> Any:
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)

@@ -43,6 +43,12 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         checkpoint: Checkpoint = settings.model.open()
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         benchmarks = settings.eval.prepare()
+        longest = getattr(checkpoint.config, "max_position_embeddings", None)
+        if longest is not None and settings.calibration.sequence_length > longest:
+            raise ValueError(
+                f"calibration.sequence_length={settings.calibration.sequence_length}: the model takes at most {longest} "
+                f"tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
+            )
         tokens = settings.calibration.tokens(tokenizer, settings.seed)
         for index in checkpoint.unused_layers():
             ledger.warn(f"layer {index} is on disk but not part of the architecture; it is copied unpruned")
@@ -124,7 +130,7 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     write_json(out / "report.json", report)
     if not settings.save:
         shutil.rmtree(out / "checkpoint")
-    results_table([report]).show(Console())
+    results_table([report]).show()
     try:
         settings.tracker.track(report, out)
     except Exception as error:  # whatever a tracker does, the run's files are on disk and stay

@@ -191,6 +191,11 @@ def test_impossible_budgets_stop_before_any_weight(runner: Runner, monkeypatch: 
         runner("expert_pruner=none", "unstructured_pruner.attention=false", "sparsity=0.95")
 
 
+def test_sequences_longer_than_the_model_takes_are_refused(runner: Runner) -> None:
+    with pytest.raises(ValueError, match=r"sequence_length=65: the model takes at most 64 tokens"):
+        runner("calibration.sequence_length=65")
+
+
 def test_failed_run_leaves_no_report(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stun_exp.run.prove_it_runs", lambda walk: (_ for _ in ()).throw(ValueError("NaN")))
     with pytest.raises(ValueError, match="NaN"):

@@ -11,8 +11,6 @@ class SweepTable(Callback):
     """Prints the table of a finished sweep, and writes it beside the runs as table.md and table.json."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from rich.console import Console
-
         from stun_exp.report.tables import read_reports, results_table
 
         folder = Path(config.hydra.sweep.dir).absolute()
@@ -22,7 +20,7 @@ class SweepTable(Callback):
         from stun_exp.report.ledger import write_json
 
         table = results_table(reports)
-        table.show(Console(width=None))
+        table.show()
         (folder / "table.md").write_text(table.markdown())
         write_json(folder / "table.json", [{"columns": table.columns, "rows": table.rows}])
         print(f"results: {folder}")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,12 @@ class ResultsTable:
     columns: list[str]
     rows: list[list[str]]
 
-    def show(self, console: Console) -> None:
-        table = Table(*self.columns)
+    def show(self) -> None:
+        """Prints it on standard output, in full width where that is not a terminal."""
+        console = Console()
+        if not console.is_terminal:
+            console.width = 200
+        table = Table(*(Column(name, overflow="fold") for name in self.columns), box=SIMPLE_HEAD, pad_edge=False)
         for row in self.rows:
             table.add_row(*map(escape, row))  # a name may hold brackets
         console.print(table)
