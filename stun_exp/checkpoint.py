@@ -50,7 +50,7 @@ class Checkpoint:
         if raw.get("quantization_config"):
             raise ValueError(f"{path}: the weights are quantised, which is not supported; give the 16-bit checkpoint")
         self.experts_per_layer: list[int] | None = raw.get(EXPERTS_PER_LAYER)
-        self.family = family_of(raw.get("model_type"))
+        self.family = family_of(raw.get("model_type"), path / "config.json")
         self.config = AutoConfig.from_pretrained(path)
         self.files = _shards(path)
         self.dtype = dtype or getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
@@ -193,7 +193,7 @@ class CheckpointWriter:
         free = disk_usage(path.parent).free
         if free < needed:
             raise OSError(
-                f"{path}: the checkpoint needs up to {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; "
+                f"{path}: the checkpoint needs up to {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; "
                 "free some space or choose another disk with hydra.run.dir=DIR"
             )
         path.mkdir()

@@ -46,8 +46,8 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
         if longest is not None and settings.calibration.sequence_length > longest:
             raise ValueError(
-                f"calibration.sequence_length={settings.calibration.sequence_length}: the model takes at most {longest} "
-                f"tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
+                f"calibration.sequence_length={settings.calibration.sequence_length}: the model takes at most {longest}"
+                f" tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
             )
         tokens = settings.calibration.tokens(tokenizer, settings.seed)
         for index in checkpoint.unused_layers():

@@ -1,6 +1,7 @@
 """The table of supported architectures: what differs between them, and nothing else."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,12 @@ FAMILIES = {
 }
 
 
-def family_of(model_type: str | None) -> MoEFamily:
-    """The family of a config's `model_type`; ValueError for an architecture that is not in the table."""
+def family_of(model_type: str | None, source: Path) -> MoEFamily:
+    """The family of the `model_type` that a config says; ValueError for an architecture that is not in the table."""
     family = FAMILIES.get(model_type or "")
     if family is None:
         raise ValueError(
-            f"model_type={model_type!r} is not supported; known: {', '.join(sorted(FAMILIES))}; "
+            f"{source}: model_type={model_type!r} is not supported; known: {', '.join(sorted(FAMILIES))}; "
             "a new family is one entry in stun_exp/moe/families.py"
         )
     return family

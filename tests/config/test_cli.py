@@ -129,8 +129,16 @@ def test_a_value_error_of_ours_is_one_line_and_1(stun: Callable[..., tuple[int, 
     ours = FunctionType(no_eos.__code__, {"__name__": "stun_exp.budget", "__builtins__": __builtins__})
     code, said = stun(ours, "model.path=x")
     assert code == 1
-    # the line before it is Hydra's and says which job it was
-    assert said.splitlines()[1:] == ["error: the tokenizer has no end-of-text token; pass another model"]
+    assert said.splitlines() == ["error: the tokenizer has no end-of-text token; pass another model"]
+
+
+def test_a_failed_job_of_a_sweep_is_named(stun: Callable[..., tuple[int, str]]) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("x/checkpoint: the disk is full")
+
+    code, said = stun(full, "-m", "model.path=x", "sparsity=0.4,0.5")
+    assert code == 1
+    assert said.splitlines()[-2:] == ["error: x/checkpoint: the disk is full", "in the job model.path=x sparsity=0.4"]
 
 
 def test_a_bug_keeps_its_traceback_but_not_hydra_s(stun: Callable[..., tuple[int, str]]) -> None:
