@@ -1,6 +1,6 @@
 """A model folder on disk: read one decoder layer at a time, write it back, load what was written.
 
-The only module that knows key names, shards and dtypes on disk. Which key becomes which tensor is transformers' own
+The only module that knows key names on disk; shards.py knows files. Which key becomes which tensor is transformers' own
 conversion table (per-expert keys on disk, fused 3-D experts in memory), applied here to one layer instead of a model.
 """
 
@@ -14,8 +14,6 @@ from shutil import copyfile, disk_usage
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -28,10 +26,10 @@ from transformers.core_model_loading import (
 
 from stun_exp.moe.families import family_of
 from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.shards import INDEX, find_shards, read_json, read_tensors, write_shard
 
 EXPERTS_PER_LAYER = "experts_per_layer"
 """Key in config.json of a pruned model whose layers keep different numbers of experts."""
-INDEX = "model.safetensors.index.json"
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
@@ -46,13 +44,13 @@ class Checkpoint:
         self.path = path
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: no config.json; give the folder of a Hugging Face checkpoint")
-        raw = _read_json(path / "config.json")
+        raw = read_json(path / "config.json")
         if raw.get("quantization_config"):
             raise ValueError(f"{path}: the weights are quantised, which is not supported; give the 16-bit checkpoint")
         self.experts_per_layer: list[int] | None = raw.get(EXPERTS_PER_LAYER)
         self.family = family_of(raw.get("model_type"), path / "config.json")
         self.config = AutoConfig.from_pretrained(path)
-        self.files = _shards(path)
+        self.files = find_shards(path)
         self.dtype = dtype or getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
 
     @cached_property
@@ -170,16 +168,7 @@ class Checkpoint:
         return tensors
 
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        by_file: dict[Path, list[str]] = {}
-        for key in keys:
-            by_file.setdefault(self.files[key], []).append(key)
-        tensors = {}
-        for file, wanted in by_file.items():
-            with _open(file) as handle:
-                for key in wanted:
-                    tensor = handle.get_tensor(key)
-                    tensors[key] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-        return tensors
+        return read_tensors(self.files, keys, self.dtype)
 
 
 class CheckpointWriter:
@@ -218,7 +207,7 @@ class CheckpointWriter:
             carried = file.suffix in {".json", ".txt", ".model", ".jinja"}
             if carried and file.name != "config.json" and not file.name.endswith(".index.json"):
                 copyfile(file, self.path / file.name)
-        config = _read_json(self.source.path / "config.json")
+        config = read_json(self.source.path / "config.json")
         config.pop("torch_dtype", None)
         config["dtype"] = str(self.source.dtype).removeprefix("torch.")
         # A training setting: it costs memory in every pass, and fails on layers of different sizes.
@@ -239,13 +228,8 @@ class CheckpointWriter:
 
     def _write(self, number: int, tensors: dict[str, Tensor]) -> None:
         name = f"model-{number + 1:05d}-of-{self.source.num_layers + 1:05d}.safetensors"
-        tensors = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-        try:
-            save_file(tensors, self.path / name, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{self.path / name}: could not be written ({error}); is the disk full?") from error
+        self.total_size += write_shard(self.path / name, tensors)
         self.weight_map |= dict.fromkeys(tensors, name)
-        self.total_size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def load_pruned(path: Path, device: torch.device) -> PreTrainedModel:
@@ -263,41 +247,6 @@ def load_pruned(path: Path, device: torch.device) -> PreTrainedModel:
         for index in range(checkpoint.num_layers):
             layers[index] = checkpoint.read_layer(index).module
     return model.to(device).eval()
-
-
-def _shards(path: Path) -> dict[str, Path]:
-    """Key -> file, from the index if there is one; every named file is there and whole."""
-    if (path / INDEX).is_file():
-        weight_map: dict[str, str] = _read_json(path / INDEX)["weight_map"]
-        missing = sorted({name for name in weight_map.values() if not (path / name).is_file()})
-        if missing:
-            raise FileNotFoundError(
-                f"{path / missing[0]}: named by {INDEX} but not there ({len(missing)} such files); download it again"
-            )
-        for name in sorted(set(weight_map.values())):
-            with _open(path / name):
-                pass
-        return {key: path / name for key, name in weight_map.items()}
-    file = path / "model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: neither {INDEX} nor model.safetensors; only safetensors are read")
-    with _open(file) as handle:
-        return dict.fromkeys(handle.keys(), file)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); download it again") from error
-    return content
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file}: truncated or not a safetensors file ({error}); download it again") from error
 
 
 def _layer_of(name: str) -> int | None:

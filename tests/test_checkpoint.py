@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from stun_exp.checkpoint import INDEX, Checkpoint, CheckpointWriter, load_pruned
+from stun_exp.checkpoint import Checkpoint, CheckpointWriter, load_pruned
 from stun_exp.moe.layers import decoder_layers
+from stun_exp.shards import INDEX
 
 Groups = list[list[int]]
 Write = Callable[[Checkpoint, dict[int, Groups]], Checkpoint]
@@ -359,3 +360,14 @@ def test_a_checkpoint_is_never_written_over(mixtral: Checkpoint, tmp_path: Path)
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError):
         CheckpointWriter(mixtral, tmp_path / "out")
+
+
+def test_an_index_that_names_a_key_its_shard_lacks_is_told(mixtral_copy: Path) -> None:
+    key = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    tensors = load_file(mixtral_copy / "model.safetensors")
+    weight_map = dict.fromkeys(tensors, "model.safetensors")
+    (mixtral_copy / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    del tensors[key]
+    save_file(tensors, mixtral_copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {key} is not in it"):
+        Checkpoint(mixtral_copy, None).read_layer(0)
