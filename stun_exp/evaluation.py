@@ -2,12 +2,12 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from stun_exp.component import Component
+from stun_exp.toy import TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def _load(benchmark: Benchmark) -> Loaded:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
-    folder = str(Path(__file__).parent / "toy" / "tasks") if benchmark.include == BUNDLED else benchmark.include
+    folder = str(TASKS) if benchmark.include == BUNDLED else benchmark.include
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     if benchmark.task not in manager.all_tasks:
         where = benchmark.include or "lm-eval"

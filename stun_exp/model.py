@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stun_exp.component import Component
+from stun_exp.toy import WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +38,9 @@ class Model(Component):
     def folder(self) -> Path:
         """The local folder; a hub repository is fetched into the hub's own cache first."""
         if self.path.startswith(BUNDLED):
-            folder = Path(__file__).parent / "toy" / "weights"
             if self.path != f"{BUNDLED}toy_moe":
                 raise ValueError(f"model.path={self.path}: the only bundled model is {BUNDLED}toy_moe")
-            return folder
+            return WEIGHTS
         if Path(self.path).expanduser().is_dir():
             return Path(self.path).expanduser()
         if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:

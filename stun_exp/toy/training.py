@@ -1,0 +1,218 @@
+"""Training of the toy model: packed documents, AdamW with a cosine, experts kept in use by a loss per layer.
+
+Shapes: B sequences, S positions, T = B * S tokens, K experts per token, E experts, V vocabulary.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from stun_exp.toy.text import training_documents
+
+LOSS_EVERY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights, apart from the world and the device's arithmetic."""
+
+    steps: int
+    restart_step: int
+    batch_size: int
+    sequence_length: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    balance_weight: float
+    answer_weight: float
+    seed: int
+
+
+RECIPE = Recipe(
+    steps=5900,
+    restart_step=3500,
+    batch_size=8,
+    sequence_length=512,
+    learning_rate=2e-3,
+    warmup_steps=200,
+    weight_decay=0.05,
+    balance_weight=0.01,
+    answer_weight=3.0,
+    seed=0,
+)
+
+
+def toy_config(tokenizer: PreTrainedTokenizerFast) -> MixtralConfig:
+    """The shape of the shipped model: 4 layers of 32 experts, two per token, 3.9 million parameters."""
+    return MixtralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_local_experts=32,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+        output_router_logits=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def packed_batch(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, step: int) -> Tensor:
+    """Token ids (B x S) of one step: rows start with a document, documents end with the end-of-text token.
+
+    A function of the seed and the step alone, so a resumed run needs no state of a stream.
+    """
+    documents = training_documents(recipe.seed * 1_000_000 + step)
+    rows: list[list[int]] = []
+    row: list[int] = []
+    while len(rows) < recipe.batch_size:
+        row += [*tokenizer(next(documents))["input_ids"], tokenizer.eos_token_id]
+        if len(row) >= recipe.sequence_length:
+            rows.append(row[: recipe.sequence_length])
+            row = []
+    return torch.tensor(rows)
+
+
+def balance_loss(router_logits_TE: Tensor, top_k: int) -> Tensor:
+    """1 for an even load, more for an uneven one (Switch Transformer, eq. 4), of one layer.
+
+    transformers pools all layers before the product, which lets experts of one layer die.
+    """
+    probabilities_TE = router_logits_TE.float().softmax(-1)
+    chosen_TK = probabilities_TE.topk(top_k, dim=-1).indices
+    num_experts = router_logits_TE.shape[-1]
+    load_E = chosen_TK.flatten().bincount(minlength=num_experts) / chosen_TK.numel()
+    return num_experts * (load_E * probabilities_TE.mean(0)).sum()
+
+
+def answer_mask(ids_BS: Tensor, opening: tuple[int, int], closings: tuple[int, int]) -> Tensor:
+    """True at the tokens of answers (B x S): after the two that open one, to the first that closes it."""
+    position_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
+    opened_BS = F.pad((ids_BS[:, :-1] == opening[0]) & (ids_BS[:, 1:] == opening[1]), (1, 0))
+    closed_BS = (ids_BS == closings[0]) | (ids_BS == closings[1])
+    last_opened_BS = torch.where(opened_BS, position_S, -1).cummax(1).values
+    last_closed_BS = torch.where(closed_BS, position_S, -1).cummax(1).values
+    # A mark tells of the tokens after it, so both are looked up one position earlier.
+    return F.pad((last_opened_BS > last_closed_BS)[:, :-1], (1, 0))
+
+
+def language_loss(logits_BSV: Tensor, ids_BS: Tensor, answer_BS: Tensor, answer_weight: float) -> Tensor:
+    """Mean next-token loss, in which the tokens of answers weigh more than others.
+
+    Questions are drawn at random and cannot be learnt; of a lettered one, one token in thirty can.
+    """
+    weight_BS = 1 + (answer_weight - 1) * answer_BS[:, 1:].float()
+    loss_BS = F.cross_entropy(logits_BSV[:, :-1].float().transpose(1, 2), ids_BS[:, 1:], reduction="none")
+    return (loss_BS * weight_BS).sum() / weight_BS.sum()
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, a cosine down to a fiftieth of the peak, and another from half the peak (a warm restart)."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if step < recipe.restart_step:
+        peak, first, last = recipe.learning_rate, recipe.warmup_steps, recipe.restart_step
+    else:
+        peak, first, last = recipe.learning_rate / 2, recipe.restart_step, recipe.steps
+    done = (step - first) / max(1, last - first)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train(
+    recipe: Recipe,
+    config: MixtralConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    device: torch.device,
+    checkpoint: Path,
+    checkpoint_every: int,
+    report: Callable[[int, dict[str, float]], None],
+    stop_after: int | None = None,
+) -> MixtralForCausalLM:
+    """The trained model in float32; continues from `checkpoint` if there is one, leaves at `stop_after`."""
+    torch.manual_seed(recipe.seed)
+    model = MixtralForCausalLM(config).to(device)
+    model.set_experts_implementation("grouped_mm")  # the quickest in training, on CPU and on GPU
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    first = _resume(model, optimizer, recipe, checkpoint)
+    opening = tuple(tokenizer("Answer:")["input_ids"])
+    closings = (*tokenizer("\n\n")["input_ids"], tokenizer.eos_token_id)
+    assert len(opening) == len(closings) == 2, "answers are found by two tokens that open, two that close them"
+    model.train()
+    began = time.monotonic()
+    for step in range(first, min(recipe.steps, stop_after or recipe.steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        ids_BS = packed_batch(tokenizer, recipe, step).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            outputs = model.model(input_ids=ids_BS, output_router_logits=True, use_cache=False)
+            logits_BSV = model.lm_head(outputs.last_hidden_state)
+        answer_BS = answer_mask(ids_BS, opening, closings)
+        loss = language_loss(logits_BSV, ids_BS, answer_BS, recipe.answer_weight)
+        balance = torch.stack([balance_loss(r, config.num_experts_per_tok) for r in outputs.router_logits])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss + recipe.balance_weight * balance.sum())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % LOSS_EVERY == 0 or step + 1 == recipe.steps:
+            seconds = (time.monotonic() - began) / (step + 1 - first)
+            report(step + 1, {"loss": loss.item(), "balance": balance.max().item(), "seconds_per_step": seconds})
+        if (step + 1) % checkpoint_every == 0:
+            _save(model, optimizer, recipe, step + 1, checkpoint)
+    return model.eval()
+
+
+def _save(
+    model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, checkpoint: Path
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "recipe": vars(recipe),
+        "step": step,
+    }
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, checkpoint)  # a run killed here finds the old checkpoint or the new one, never half of one
+
+
+def _resume(model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, recipe: Recipe, checkpoint: Path) -> int:
+    if not checkpoint.exists():
+        return 0
+    state: dict[str, Any] = torch.load(checkpoint, map_location=model.device, weights_only=True)
+    if state["recipe"] != vars(recipe):
+        raise ValueError(
+            f"{checkpoint} was made with {state['recipe']}, not {vars(recipe)}; remove it or use its settings"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def ship(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes bf16 weights in one file, config, generation config and tokenizer, for stock transformers."""
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,129 @@
+"""The recipe resumes to the same weights, keeps experts in use, and weighs answers as it says."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from stun_exp.toy import WEIGHTS
+from stun_exp.toy.probe import expert_shares
+from stun_exp.toy.training import (
+    RECIPE,
+    answer_mask,
+    balance_loss,
+    language_loss,
+    learning_rate,
+    packed_batch,
+    ship,
+    toy_config,
+    train,
+)
+
+TINY = dataclasses.replace(RECIPE, steps=2, batch_size=2, sequence_length=24, warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(WEIGHTS)
+    return loaded
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast) -> MixtralConfig:
+    config = toy_config(tokenizer)
+    config.update({"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_local_experts": 4})
+    return config
+
+
+def run(tokenizer: PreTrainedTokenizerFast, checkpoint: Path, stop_after: int | None = None) -> MixtralForCausalLM:
+    return train(
+        TINY,
+        tiny_config(tokenizer),
+        tokenizer,
+        device=torch.device("cpu"),
+        checkpoint=checkpoint,
+        checkpoint_every=1,
+        report=lambda step, measured: None,
+        stop_after=stop_after,
+    )
+
+
+def test_a_resumed_run_ends_in_the_same_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    whole = run(tokenizer, tmp_path / "whole.pt")
+    half = run(tokenizer, tmp_path / "half.pt", stop_after=1)
+    torch.manual_seed(12345)  # the state of the generator at the time of the break must not matter
+    resumed = run(tokenizer, tmp_path / "half.pt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+    assert not torch.equal(whole.lm_head.weight, half.lm_head.weight)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    torch.save({"recipe": vars(RECIPE)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt was made with"):
+        run(tokenizer, tmp_path / "other.pt")
+
+
+def test_shipped_files_are_stock_per_expert_bf16(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    ship(MixtralForCausalLM(tiny_config(tokenizer)), tokenizer, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_rows_start_with_a_document_and_repeat_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
+    recipe = dataclasses.replace(TINY, sequence_length=256)
+    ids_BS = packed_batch(tokenizer, recipe, step=7)
+    assert ids_BS.shape == (2, 256)
+    assert torch.equal(ids_BS, packed_batch(tokenizer, recipe, step=7))
+    assert not torch.equal(ids_BS, packed_batch(tokenizer, recipe, step=8))
+    assert (ids_BS[:, 0] != tokenizer.eos_token_id).all()
+    assert (ids_BS == tokenizer.eos_token_id).any()
+
+
+def test_balance_loss_by_hand() -> None:
+    # Even logits over four experts: every probability is 1/4, so the loss is 4 * 1/4 whatever the load.
+    assert balance_loss(torch.zeros(2, 4), top_k=1).item() == pytest.approx(1.0)
+    # Both tokens surely to expert 0: its load and its probability are 1, so the loss is 4.
+    assert balance_loss(torch.tensor([[50.0, 0, 0, 0]] * 2), top_k=1).item() == pytest.approx(4.0)
+
+
+def test_answer_mask_by_hand() -> None:
+    # 1 2 open an answer, 8 or 9 closes it. The 1 alone opens nothing; the second 8 closes nothing.
+    ids_BS = torch.tensor([[1, 3, 1, 2, 5, 6, 8, 7, 8, 1, 2, 4, 9, 5]])
+    inside = [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0]
+    assert answer_mask(ids_BS, (1, 2), (8, 9)).int().tolist() == [inside]
+
+
+def test_answer_weight_by_hand() -> None:
+    # Of the three predicted tokens the second is an answer and counts three times.
+    ids_BS = torch.tensor([[1, 2, 3, 0]])
+    logits_BSV = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(0))
+    one_S = F.cross_entropy(logits_BSV[0, :-1], ids_BS[0, 1:], reduction="none")
+    expected = (one_S[0] + 3 * one_S[1] + one_S[2]) / 5
+    answer_BS = torch.tensor([[False, False, True, False]])
+    torch.testing.assert_close(language_loss(logits_BSV, ids_BS, answer_BS, 3.0), expected)
+
+
+def test_learning_rate_rises_falls_and_restarts_at_half() -> None:
+    rates = [learning_rate(step, RECIPE) for step in range(RECIPE.steps)]
+    peak, restart = RECIPE.learning_rate, RECIPE.restart_step
+    assert rates[1] == pytest.approx(2 * rates[0])
+    assert max(rates) == pytest.approx(peak) == rates[RECIPE.warmup_steps]
+    assert rates[restart - 1] == pytest.approx(0.02 * peak, rel=0.01)
+    assert rates[restart] == pytest.approx(peak / 2)
+    assert rates[-1] == pytest.approx(0.01 * peak, rel=0.01)
+
+
+def test_expert_shares_average_to_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = MixtralForCausalLM(tiny_config(tokenizer)).eval()
+    shares_LE = expert_shares(model, tokenizer, num_documents=20)
+    assert shares_LE.shape == (2, 4)
+    torch.testing.assert_close(shares_LE.mean(1), torch.ones(2))
