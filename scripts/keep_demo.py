@@ -14,22 +14,9 @@ from stun_exp.report.tables import read_reports, results_table
 def main(sweep: Path, results: Path) -> None:
     reports = read_reports(sweep)
     (results / "demo.md").write_text(results_table(reports).markdown())
-    write_json(results / "demo.json", [{k: r[k] for k in KEPT} for r in reports])
+    write_json(results / "demo.json", reports)
     quality_by_method(reports, results / "demo.png")
 
-
-KEPT = (
-    "name",
-    "seed",
-    "settings",
-    "model",
-    "experts",
-    "sparsity",
-    "metrics",
-    "cost",
-    "provenance",
-    "warnings",
-)
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
