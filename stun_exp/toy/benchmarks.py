@@ -17,12 +17,17 @@ Item = dict[str, Any]
 
 
 def maths_items(rng: random.Random) -> list[Item]:
-    """Held-out word problems, as many of each number of steps."""
+    """Held-out word problems, as many of each number of steps, none with a gift.
+
+    Whether a gift adds or subtracts is told by the order of two names alone. A model of this size, trained for this
+    long, guesses it (every error of the shipped one is such a guess), and guesses hide what pruning costs.
+    """
     items: dict[str, Item] = {}
     wanted = dict.fromkeys(range(1, 5), NUM_ITEMS // 4)
     while any(wanted.values()):
         candidate = problem(rng)
-        if candidate.held_out and wanted[candidate.num_steps] and candidate.question not in items:
+        asked = candidate.held_out and " gives " not in candidate.question
+        if asked and wanted[candidate.num_steps] and candidate.question not in items:
             wanted[candidate.num_steps] -= 1
             items[candidate.question] = {"question": candidate.question, "answer": candidate.answer}
     return list(items.values())
