@@ -37,11 +37,14 @@ class Model(Component):
 
     def folder(self) -> Path:
         """The local folder; a hub repository is fetched into the hub's own cache first."""
+        local = self.path.startswith(BUNDLED) or Path(self.path).expanduser().is_dir()
+        if local and self.revision is not None:
+            raise ValueError(f"model.revision={self.revision} is for hub repositories; pass model.revision=null")
         if self.path.startswith(BUNDLED):
             if self.path != f"{BUNDLED}toy_moe":
                 raise ValueError(f"model.path={self.path}: the only bundled model is {BUNDLED}toy_moe")
             return WEIGHTS
-        if Path(self.path).expanduser().is_dir():
+        if local:
             return Path(self.path).expanduser()
         if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
             raise FileNotFoundError(f"model.path={self.path}: no such folder, nor a hub repository (owner/name)")

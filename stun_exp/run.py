@@ -60,8 +60,8 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         _print_budget(checkpoint, budget, ratio, tokens.num_tokens)
         return
 
-    def walk(what: str, plan: Plan | None = None) -> Walk:
-        return Walk(checkpoint, tokens.batches_BT, device, what, _regroup(plan))
+    def walk(what: str, plan: Plan | None = None, runs: bool = True) -> Walk:
+        return Walk(checkpoint, tokens.batches_BT, device, what, _regroup(plan), runs)
 
     with ledger.stage("calibrate") as cost:
         seen = walk("routing")
@@ -75,12 +75,12 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         ratio = budget.weights_ratio() if pruner.prunes else 0.0
     with ledger.stage("allocate") as cost:
         stage = WeightStage(pruner, scope)
-        measured = walk("allocating", plan)
+        measured = walk("allocating", plan, stage.needs_data)
         ratios = layer_ratios(stage, settings.allocation, budget, ratio, measured)
         cost.forward_passes = measured.forward_passes
     with ledger.stage("prune") as cost:
         writer = CheckpointWriter(checkpoint, out / "checkpoint")
-        pruning = walk("pruning", plan)
+        pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
         starved = prune_layers(stage, ratios, pruning, writer)
         cost.forward_passes = pruning.forward_passes
         for index, experts in starved.items():

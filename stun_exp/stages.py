@@ -69,6 +69,11 @@ class WeightStage:
     pruner: UnstructuredPruner
     scope: Scope
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether the pruner looks at inputs, and not at weights alone."""
+        return self.pruner.statistic(1) is not None
+
     def matrices(self, layer: MoELayer) -> list[Matrix]:
         kinds = kinds_in_scope(self.scope)
         if not self.pruner.attention:
@@ -76,10 +81,10 @@ class WeightStage:
         return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
 
     def observe(self, step: Step) -> tuple[list[Matrix], dict[str, InputStatistic], list[int]]:
-        """Runs the layer: its matrices, the statistic of each feed, and the tokens that each expert received."""
+        """Its matrices, the statistic of each feed, and the tokens each expert received; runs it if data is needed."""
         matrices = self.matrices(step.layer)
         tokens = ExpertTokens(step.layer.num_experts)
-        if self.pruner.statistic(1) is None:
+        if not self.needs_data:
             return matrices, {}, []
         statistics = InputStatistics(step.layer, matrices, self._statistic)
         with observe(step.layer, [statistics, tokens]):

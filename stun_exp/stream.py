@@ -45,7 +45,8 @@ class Walk:
 
     `edit` is applied to each layer as it is read (the expert stage). A layer that the caller changed (`Step.changed`)
     or has not run is run again when the walk goes on, so the next layer sees what its predecessors have become.
-    `forward_passes` counts whole-model passes over the tokens.
+    With `runs` off the layers are only read and yielded, for work that looks at weights alone. `forward_passes` counts
+    whole-model passes over the tokens.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Walk:
         device: torch.device,
         what: str,
         edit: Callable[[MoELayer], None] = lambda layer: None,
+        runs: bool = True,
     ):
         self.checkpoint = checkpoint
         self.tokens_BT = tokens_BT
         self.device = device
         self.what = what
         self.edit = edit
+        self.runs = runs
         self.layer_passes = 0
 
     @property
@@ -68,14 +71,17 @@ class Walk:
         return self.layer_passes / self.checkpoint.num_layers
 
     def __iter__(self) -> Iterator[Step]:
-        hidden_BTD, arguments = _first_inputs(self.checkpoint, self.tokens_BT, self.device)
+        hidden_BTD: list[Tensor] = []
+        arguments: list[list[Arguments]] = [[]] * self.checkpoint.num_layers
+        if self.runs:
+            hidden_BTD, arguments = _first_inputs(self.checkpoint, self.tokens_BT, self.device)
         for index in track(range(self.checkpoint.num_layers), self.what):
             layer = self.checkpoint.read_layer(index)
             self.edit(layer)
             layer.module.to(self.device)
             step = Step(layer, hidden_BTD, arguments[index])
             yield step
-            if step.outputs_BTD is None and index + 1 < self.checkpoint.num_layers:
+            if self.runs and step.outputs_BTD is None and index + 1 < self.checkpoint.num_layers:
                 step.forward()
             self.layer_passes += step.passes
             hidden_BTD = step.outputs_BTD or []

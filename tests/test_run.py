@@ -104,6 +104,27 @@ def test_router_only_stun_costs_no_forward_pass(runner: Runner) -> None:
     assert runner("expert_pruner.lambda2=0.0")["cost"]["calibrate"]["forward_passes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        (("unstructured_pruner=magnitude",), {"allocate": 0, "prune": 0}),
+        (("experiment=demo/1_unpruned",), {"allocate": 0, "prune": 0}),
+        # One to gather, one more to feed each layer but the last what its pruned predecessors give.
+        (("unstructured_pruner=wanda",), {"allocate": 1, "prune": 1 + 2 / 3}),
+    ],
+)
+def test_only_what_needs_data_is_charged_with_forward_passes(
+    runner: Runner, overrides: tuple[str, ...], passes: dict[str, float]
+) -> None:
+    cost = runner(*overrides)["cost"]
+    assert {stage: cost[stage]["forward_passes"] for stage in passes} == pytest.approx(passes)
+
+
+def test_a_revision_of_a_folder_is_refused(runner: Runner) -> None:
+    with pytest.raises(ValueError, match=r"model\.revision=abc is for hub repositories"):
+        runner("model.revision=abc")
+
+
 def test_one_seed_one_result(runner: Runner, tmp_path: Path) -> None:
     overrides = ("sparsity=0.5", "expert_pruner.lambda2=0.5", "save=true")
     first, second = runner(*overrides, out=tmp_path / "a"), runner(*overrides, out=tmp_path / "b")

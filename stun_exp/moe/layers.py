@@ -5,7 +5,6 @@ Shapes: E experts, O rows (outputs) and C columns (inputs) of one matrix, F expe
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -126,7 +125,7 @@ class MoELayer:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The stack of decoder layers of a causal language model."""
-    layers = reduce(getattr, ("model", "layers"), model)
+    layers = model.get_submodule("model.layers")
     assert isinstance(layers, nn.ModuleList)
     return layers
 
