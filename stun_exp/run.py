@@ -43,6 +43,8 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         checkpoint: Checkpoint = settings.model.open()
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         benchmarks = settings.eval.prepare()
+        if benchmarks.limit is not None:
+            ledger.warn(f"eval.limit={benchmarks.limit}: the figures are of each task's first items, for trials only")
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
         if longest is not None and settings.calibration.sequence_length > longest:
             raise ValueError(
@@ -77,6 +79,8 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         stage = WeightStage(pruner, scope)
         measured = walk("allocating", plan, stage.needs_data)
         ratios = layer_ratios(stage, settings.allocation, budget, ratio, measured)
+        if ratio == 0 and settings.allocation.measures:
+            ledger.warn("the allocation has no effect: the weight stage has nothing to prune")
         cost.forward_passes = measured.forward_passes
     with ledger.stage("prune") as cost:
         writer = CheckpointWriter(checkpoint, out / "checkpoint")

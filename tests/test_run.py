@@ -176,6 +176,7 @@ def test_whole_experts_alone_are_measured_and_explained(runner: Runner) -> None:
     assert report["experts"]["ratio"] == pytest.approx(round(0.25 * 18) / 18)
     assert report["sparsity"]["achieved"] < 0.25
     assert any("unstructured_pruner=none" in warning for warning in report["warnings"])
+    assert any("the allocation has no effect" in warning for warning in report["warnings"])
 
 
 def test_checkpoint_goes_unless_saved(runner: Runner, tmp_path: Path) -> None:
