@@ -97,7 +97,7 @@ def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
     if not layers:
         raise ValueError(f"{checkpoint.path}: no layer has experts")
     total = sum(layer.num_experts for layer in layers)
-    removable = sum(layer.num_experts - layer.top_k for layer in layers)
+    removable = sum(layer.num_experts - layer.min_experts for layer in layers)
     left = round(ratio * total)
     if left > removable:
         raise ValueError(
@@ -106,7 +106,7 @@ def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
         )
     counts = {}
     for layer in layers:
-        gone = min(left, layer.num_experts - layer.top_k)
+        gone = min(left, layer.num_experts - layer.min_experts)
         counts[layer.index] = layer.num_experts - gone
         left -= gone
     return counts

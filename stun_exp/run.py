@@ -12,14 +12,13 @@ from transformers import AutoTokenizer
 from stun_exp.budget import TOLERANCE, Budget, budget_of, expected_counts
 from stun_exp.checkpoint import Checkpoint, CheckpointWriter, load_pruned
 from stun_exp.moe.layers import MoELayer
-from stun_exp.moe.plan import Plan
+from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.report.ledger import Ledger, provenance, write_json
 from stun_exp.report.tables import results_table
 from stun_exp.stages import (
     LayerCount,
     WeightStage,
     count_written,
-    expert_statistics,
     layer_ratios,
     plan_experts,
     prove_it_runs,
@@ -63,15 +62,19 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         return
 
     def walk(what: str, plan: Plan | None = None, runs: bool = True) -> Walk:
-        return Walk(checkpoint, tokens.batches_BT, device, what, _regroup(plan), runs)
+        return Walk(checkpoint, tokens.batches_BT, device, what, _apply(plan), runs)
 
-    with ledger.stage("calibrate") as cost:
-        seen = walk("routing")
-        statistics = expert_statistics(checkpoint, settings.expert_pruner, seen)
-        cost.forward_passes = seen.forward_passes
-    with ledger.stage("experts"):
-        plan = plan_experts(checkpoint, settings.expert_pruner, statistics)
-        write_json(out / "plan.json", asdict(plan))
+    with ledger.stage("experts") as cost:
+        seen, reference = walk("choosing experts"), walk("full model")
+        plan = plan_experts(checkpoint, settings.expert_pruner, seen, reference)
+        cost.forward_passes = seen.forward_passes + reference.forward_passes
+        for warning in plan.warnings:
+            ledger.warn(warning)
+        routers = {i.layer: router_digest(checkpoint.read_router_rows(i.layer)) for i in plan.layers}
+        write_json(out / "plan.json", plan_json(plan, routers))
+        write_json(out / "retained_experts.json", retained_experts(plan, checkpoint.config.model_type))
+        for name, content in plan.files.items():
+            write_json(out / name, content)
         counts = {layer.layer: len(layer.groups) for layer in plan.layers}
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
         ratio = budget.weights_ratio() if pruner.prunes else 0.0
@@ -150,11 +153,11 @@ def _clear(out: Path) -> None:
     (out / "report.json").unlink(missing_ok=True)
 
 
-def _regroup(plan: Plan | None) -> Any:
+def _apply(plan: Plan | None) -> Any:
     def edit(layer: MoELayer) -> None:
-        groups = plan.groups(layer.index) if plan else None
-        if groups is not None:
-            layer.regroup(groups)
+        layer_plan = plan.of(layer.index) if plan else None
+        if layer_plan is not None:
+            layer.apply(layer_plan)
 
     return edit
 

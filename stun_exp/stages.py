@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -9,12 +10,12 @@ from torch import Tensor
 from stun_exp.allocation.protocol import Allocation, Saliencies
 from stun_exp.budget import Budget, Scope, kinds_in_scope
 from stun_exp.checkpoint import Checkpoint, CheckpointWriter
-from stun_exp.expert_pruner.protocol import ExpertPruner
+from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.layers import Matrix, MoELayer
-from stun_exp.moe.observe import Statistic, observe
+from stun_exp.moe.observe import chunk_tokens, observe
 from stun_exp.moe.plan import Plan
-from stun_exp.moe.statistics import ExpertTokens
+from stun_exp.moe.statistics import ExpertTokens, RoutedOutputs
 from stun_exp.stream import Step, Walk
 from stun_exp.unstructured_pruner.protocol import InputStatistic, UnstructuredPruner
 
@@ -28,6 +29,9 @@ class LayerOnDisk:
         self.index = index
         self.num_experts = outline.num_experts
         self.top_k = outline.top_k
+        self.num_groups = outline.num_groups
+        self.min_experts = outline.min_experts
+        self.renormalises = outline.renormalises
 
     def router_rows_ED(self) -> Tensor:
         return self.checkpoint.read_router_rows(self.index)
@@ -36,30 +40,76 @@ class LayerOnDisk:
         return self.checkpoint.read_layer(self.index).expert_weights(experts)
 
 
-def moe_layers(checkpoint: Checkpoint) -> list[int]:
-    """Indices of the layers that have experts; ValueError if there are none."""
+def moe_layers(checkpoint: Checkpoint) -> list[LayerOnDisk]:
+    """The layers that have experts; ValueError if there are none."""
     layers = [index for index in range(checkpoint.num_layers) if checkpoint.outline(index).is_moe]
     if not layers:
         raise ValueError(f"{checkpoint.path}: no layer has experts")
-    return layers
+    return [LayerOnDisk(checkpoint, index) for index in layers]
 
 
-def expert_statistics(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk) -> list[Statistic | None]:
-    """What the pruner wants to know of each layer with experts; walks the model only if it wants anything."""
+def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, reference: Walk) -> Plan:
+    """The expert pruner's plan for all layers with experts.
+
+    Walks the model only if the pruner wants data; a progressive pruner meets each layer behind the pruned ones, with
+    what the `reference`, the full model on the same tokens, gives there.
+    """
     layers = moe_layers(checkpoint)
-    statistics = {index: pruner.statistic(checkpoint.outline(index).num_experts) for index in layers}
-    if any(statistics.values()):
-        for step in walk:
-            statistic = statistics.get(step.layer.index)
-            if statistic is not None:
-                with observe(step.layer, [statistic]):
-                    step.forward()
-    return [statistics[index] for index in layers]
+    kept = even_counts(layers, getattr(pruner, "ratio", 0.0))
+    statistics = {layer.index: pruner.statistics(layer) for layer in layers}
+    if not any(statistics.values()):
+        return pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])
+
+    by_index = {layer.index: (layer, n) for layer, n in zip(layers, kept, strict=True)}
+    progressive = getattr(pruner, "progressive", False)
+    findings = []
+    for step, full in zip(walk, reference if progressive else repeat(None), strict=progressive):
+        if step.layer.index not in by_index:
+            continue
+        layer, num_kept = by_index[step.layer.index]
+        gathered = statistics.pop(layer.index)
+        if full is not None:
+            outputs_TD = _routed_outputs(full)
+            for statistic in gathered:
+                statistic.reach(outputs_TD)
+        with observe(step.layer, gathered):
+            every = chunk_tokens(gathered) is not None
+            step.forward(layer.num_experts / layer.top_k if every else 1.0)
+        finding = pruner.examine(layer, gathered, num_kept)
+        findings.append(finding)
+        if progressive:
+            step.layer.apply(finding)
+            step.changed()
+    return pruner.plan(findings)
 
 
-def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, statistics: Sequence[Statistic | None]) -> Plan:
-    """The expert pruner's plan for all layers with experts."""
-    return pruner.plan([LayerOnDisk(checkpoint, index) for index in moe_layers(checkpoint)], statistics)
+def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
+    """How many experts each layer keeps when all lose the same share and the total is exact.
+
+    Where the share is not whole, later layers take up what is missing. A group-limited router loses equally many of
+    each group, so the total is then the nearest that whole groups allow. ValueError if a layer would be left with too
+    few.
+    """
+    counts, met, gone = [], 0, 0
+    for layer in layers:
+        met += layer.num_experts
+        here = layer.num_groups * round((round(ratio * met) - gone) / layer.num_groups)
+        if layer.num_experts - here < layer.min_experts:
+            raise ValueError(
+                f"expert_pruner.ratio={ratio:g} leaves {layer.num_experts - here} of {layer.num_experts} experts in "
+                f"layer {layer.index}; the router needs {layer.min_experts} (top_k={layer.top_k}); lower ratio"
+            )
+        gone += here
+        counts.append(layer.num_experts - here)
+    return counts
+
+
+def _routed_outputs(step: Step) -> list[Tensor]:
+    """What the experts of the full model give for each batch."""
+    outputs = RoutedOutputs()
+    with observe(step.layer, [outputs]):
+        step.forward()
+    return outputs.outputs_TD
 
 
 @dataclass(frozen=True)

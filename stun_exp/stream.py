@@ -24,16 +24,20 @@ class Step:
         self.hidden_BTD = hidden_BTD
         self._arguments = arguments
         self.outputs_BTD: list[Tensor] | None = None
-        self.passes = 0
+        self.passes = 0.0
 
     @torch.inference_mode()
-    def forward(self) -> None:
-        """Runs every batch through the layer as it is now; its outputs feed the next layer unless it is changed."""
+    def forward(self, passes: float = 1.0) -> None:
+        """Runs every batch through the layer as it is now; its outputs feed the next layer unless it is changed.
+
+        `passes` is what it counts for: observed so that every expert runs on every token, a layer does the work of
+        num_experts / top_k ordinary passes.
+        """
         self.outputs_BTD = []
         for hidden, (args, kwargs) in zip(self.hidden_BTD, self._arguments, strict=True):
             output = self.layer.module(hidden, *args, **kwargs)
             self.outputs_BTD.append(output[0] if isinstance(output, tuple) else output)
-        self.passes += 1
+        self.passes += passes
 
     def changed(self) -> None:
         """Says that the layer's weights are no longer those that `forward` ran with."""
@@ -64,7 +68,7 @@ class Walk:
         self.what = what
         self.edit = edit
         self.runs = runs
-        self.layer_passes = 0
+        self.layer_passes = 0.0
 
     @property
     def forward_passes(self) -> float:

@@ -90,10 +90,12 @@ def test_report_has_the_promised_keys(runner: Runner, tmp_path: Path) -> None:
     assert len(report["sparsity"]["per_layer"]) == 3
     for cost in report["cost"].values():
         assert {"wall_seconds", "peak_host_gib", "peak_device_gib", "forward_passes"} <= cost.keys()
-    assert report["cost"]["calibrate"]["forward_passes"] == 1
+    assert report["cost"]["experts"]["forward_passes"] == 1
     assert {"git_commit", "versions", "device", "calibration_tokens_sha256"} <= report["provenance"].keys()
     plan = json.loads((tmp_path / "run/plan.json").read_text())["layers"]
-    assert [set(layer) for layer in plan] == [{"layer", "num_experts", "groups", "kept"}] * 3
+    assert all({"layer", "num_experts", "groups", "kept", "router"} <= layer.keys() for layer in plan)
+    profile = json.loads((tmp_path / "run/retained_experts.json").read_text())
+    assert list(profile["retained_experts"].values()) == [layer["kept"] for layer in plan]
     assert [len(layer["kept"]) for layer in plan] == report["experts"]["after"]
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == report["settings"]
     assert json.loads((tmp_path / "run/sparsity.json").read_text()) == report["sparsity"]
@@ -101,7 +103,7 @@ def test_report_has_the_promised_keys(runner: Runner, tmp_path: Path) -> None:
 
 def test_router_only_stun_costs_no_forward_pass(runner: Runner) -> None:
     """The O(1) claim in its strongest form: lambda2 = 0 reads router rows and sees no token."""
-    assert runner("expert_pruner.lambda2=0.0")["cost"]["calibrate"]["forward_passes"] == 0
+    assert runner("expert_pruner.lambda2=0.0")["cost"]["experts"]["forward_passes"] == 0
 
 
 @pytest.mark.parametrize(

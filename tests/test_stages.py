@@ -23,7 +23,6 @@ from stun_exp.moe.layers import MoELayer
 from stun_exp.stages import (
     WeightStage,
     count_written,
-    expert_statistics,
     layer_ratios,
     plan_experts,
     prove_it_runs,
@@ -58,13 +57,13 @@ class Pruned:
         scope: Scope = "decoder",
     ):
         batches_BT = list(tokens_BT.split(3))
-        statistics = expert_statistics(source, experts, Walk(source, batches_BT, CPU, "routing"))
-        self.plan = plan_experts(source, experts, statistics)
+        walks = [Walk(source, batches_BT, CPU, what) for what in ("choosing experts", "full model")]
+        self.plan = plan_experts(source, experts, *walks)
 
         def regroup(layer: MoELayer) -> None:
-            groups = self.plan.groups(layer.index)
-            if groups is not None:
-                layer.regroup(groups)
+            plan = self.plan.of(layer.index)
+            if plan is not None:
+                layer.apply(plan)
 
         kept = {layer.layer: len(layer.groups) for layer in self.plan.layers}
         self.budget = budget_of(source, kept, sparsity, scope, weights.attention)

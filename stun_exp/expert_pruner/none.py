@@ -1,23 +1,23 @@
 """Keep all experts."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stun_exp.component import Component
+from stun_exp.moe.plan import LayerPlan, Plan, keep
 
 if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
     from stun_exp.moe.observe import Statistic
-    from stun_exp.moe.plan import Plan
 
 
 class KeepAllExperts(Component):
     """Removes nothing."""
 
-    def statistic(self, num_experts: int) -> "Statistic | None":
-        return None
+    def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
+        return []
 
-    def plan(self, layers: "Sequence[ExpertSource]", statistics: "Sequence[Statistic | None]") -> "Plan":
-        from stun_exp.moe.plan import Plan, keep
+    def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> LayerPlan:
+        return keep(layer.index, layer.num_experts, range(layer.num_experts))
 
-        return Plan([keep(layer.index, layer.num_experts, list(range(layer.num_experts))) for layer in layers])
+    def plan(self, findings: list[LayerPlan]) -> Plan:
+        return Plan(findings)

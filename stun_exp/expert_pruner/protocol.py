@@ -1,7 +1,7 @@
 """What an expert pruner is, and what it may look at."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,6 +21,21 @@ class ExpertSource(Protocol):
     @property
     def top_k(self) -> int: ...
 
+    @property
+    def num_groups(self) -> int:
+        """Groups of neighbouring experts that must keep equally many; 1 for most routers."""
+        ...
+
+    @property
+    def min_experts(self) -> int:
+        """The fewest experts with which the router works."""
+        ...
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether the chosen experts' gates are scaled to sum 1; if not, a softmax over all experts gives them."""
+        ...
+
     def router_rows_ED(self) -> Tensor: ...
 
     def expert_weights(self, experts: Sequence[int]) -> Tensor:
@@ -29,12 +44,21 @@ class ExpertSource(Protocol):
 
 
 class ExpertPruner(Protocol):
-    """Decides which experts remain; changes nothing."""
+    """Decides which experts remain; changes nothing.
 
-    def statistic(self, num_experts: int) -> Statistic | None:
-        """What to gather in one layer over the calibration tokens; None if no data is needed."""
+    It meets one layer at a time, so that what was gathered of a layer can be forgotten before the next, and decides
+    for all of them at the end, so that a budget may be the whole model's. A pruner that has a setting `progressive`
+    which is true gives a LayerPlan as its finding, and meets each layer behind the pruned ones.
+    """
+
+    def statistics(self, layer: ExpertSource) -> list[Statistic]:
+        """What to gather in one layer over the calibration tokens; empty if no data is needed."""
         ...
 
-    def plan(self, layers: Sequence[ExpertSource], statistics: Sequence[Statistic | None]) -> Plan:
-        """The plan for all layers with experts at once, so that a budget may be the whole model's."""
+    def examine(self, layer: ExpertSource, statistics: list[Statistic], num_kept: int) -> Any:
+        """What `plan` needs of one layer. `num_kept` is the layer's share of an even budget."""
+        ...
+
+    def plan(self, findings: list[Any]) -> Plan:
+        """The plan, from the findings of all layers with experts, in their order."""
         ...

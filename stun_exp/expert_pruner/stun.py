@@ -1,16 +1,15 @@
 """STUN's expert stage: cluster experts that behave alike, keep one representative a cluster (arXiv 2409.06211, 4.2)."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from stun_exp.component import Component
+from stun_exp.moe.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
     from stun_exp.moe.observe import Statistic
-    from stun_exp.moe.plan import LayerPlan, Plan
 
 
 class STUN(Component):
@@ -36,30 +35,32 @@ class STUN(Component):
             raise ValueError("lambda1 and lambda2 are both 0: all experts would be alike; set one of them above 0")
         return self
 
-    def statistic(self, num_experts: int) -> "Statistic | None":
+    def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
         from stun_exp.moe.statistics import Coactivation
 
-        return Coactivation(num_experts) if self.lambda2 > 0 else None
+        return [Coactivation(layer.num_experts)] if self.lambda2 > 0 else []
 
-    def plan(self, layers: "Sequence[ExpertSource]", statistics: "Sequence[Statistic | None]") -> "Plan":
+    def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> Any:
+        from stun_exp.expert_pruner.clustering import distance
+        from stun_exp.moe.observe import one
+        from stun_exp.moe.statistics import Coactivation
+
+        coactivation = one(Coactivation, statistics) if self.lambda2 > 0 else None
+        return layer, distance(layer.router_rows_ED(), coactivation, self.lambda1, self.lambda2), num_kept
+
+    def plan(self, findings: list[Any]) -> Plan:
         """One cluster, one expert: clusters from `clusters_under_budget`, survivors from `representative`."""
-        from stun_exp.expert_pruner.clustering import clusters_under_budget, distance
-        from stun_exp.moe.plan import Plan
-        from stun_exp.moe.statistics import Coactivation
+        from stun_exp.expert_pruner.clustering import clusters_under_budget
 
-        distances = [
-            distance(layer.router_rows_ED(), cast(Coactivation | None, statistic), self.lambda1, self.lambda2)
-            for layer, statistic in zip(layers, statistics, strict=True)
-        ]
-        num_removed = round(self.ratio * sum(layer.num_experts for layer in layers))
-        clusters = clusters_under_budget(distances, [layer.top_k for layer in layers], num_removed)
+        layers, distances, kept = zip(*findings, strict=True)
+        num_removed = sum(layer.num_experts for layer in layers) - sum(kept)
+        clusters = clusters_under_budget(distances, [layer.min_experts for layer in layers], num_removed)
         return Plan([self._layer_plan(layer, groups) for layer, groups in zip(layers, clusters, strict=True)])
 
-    def _layer_plan(self, layer: "ExpertSource", clusters: list[list[int]]) -> "LayerPlan":
+    def _layer_plan(self, layer: "ExpertSource", clusters: list[list[int]]) -> LayerPlan:
         import torch
 
         from stun_exp.expert_pruner.clustering import representative
-        from stun_exp.moe.plan import LayerPlan
 
         merged = [cluster for cluster in clusters if len(cluster) > 1]
         members = [expert for cluster in merged for expert in cluster]

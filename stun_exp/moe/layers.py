@@ -10,7 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stun_exp.moe.align import align
 from stun_exp.moe.families import MoEFamily
+from stun_exp.moe.plan import LayerPlan
 
 Kind = Literal["attention", "mlp", "expert"]
 
@@ -53,6 +55,25 @@ class MoELayer:
     def top_k(self) -> int:
         return int(self.router.top_k)
 
+    @property
+    def renormalises(self) -> bool:
+        """Whether the chosen experts' gates are scaled to sum 1; Mixtral always does and has no setting for it."""
+        return bool(getattr(self.router, "norm_topk_prob", True))
+
+    @property
+    def num_groups(self) -> int:
+        """Equal groups of neighbouring experts among which a group-limited router chooses first; 1 without groups."""
+        return int(getattr(self.router, "num_group", None) or 1)
+
+    @property
+    def min_experts(self) -> int:
+        """The fewest experts with which the router can still choose `top_k`."""
+        if self.num_groups == 1:
+            return self.top_k
+        # A group is ranked by the sum of its best two.
+        per_group = max(2, -(-self.top_k // int(self.router.topk_group)))
+        return per_group * self.num_groups
+
     def router_rows_ED(self) -> Tensor:
         rows_ED: Tensor = self.router.weight.detach()
         return rows_ED
@@ -92,24 +113,38 @@ class MoELayer:
             if isinstance(child, nn.Linear) and name != router and name not in self.family.gates:
                 yield name, child
 
-    def regroup(self, groups: Sequence[Sequence[int]]) -> None:
+    def apply(self, plan: LayerPlan) -> None:
+        """Does to this layer what its plan says; ValueError if the router could not work with what is left."""
+        self.regroup(plan.groups, plan.weights, plan.kept if plan.aligned else None)
+
+    def regroup(
+        self,
+        groups: Sequence[Sequence[int]],
+        weights: Sequence[Sequence[float]] | None = None,
+        align_to: Sequence[int] | None = None,
+    ) -> None:
         """Makes expert i the mean of `groups[i]`, router row included; an expert in no group is gone.
 
-        Groups of one copy bit for bit; means are taken in fp32. ValueError if fewer groups remain than the router
-        must choose (`top_k`).
+        Groups of one copy bit for bit; means are taken in fp32, with `weights[i]` as shares if given. With `align_to`
+        the hidden units of every member are first matched to those of expert `align_to[i]`. ValueError if fewer groups
+        remain than the router must choose (`top_k`), or if a group-limited router's groups become unequal.
         """
-        if len(groups) < self.top_k:
+        if len(groups) < self.min_experts:
             raise ValueError(
                 f"layer {self.index}: {len(groups)} of {self.num_experts} experts would remain; "
-                f"the router needs top_k={self.top_k}; remove fewer experts"
+                f"the router needs {self.min_experts} (top_k={self.top_k}); remove fewer experts"
             )
         if groups == [[expert] for expert in range(self.num_experts)]:
             return
+        self._check_groups(groups)
+        shares = weights or [[1 / len(group)] * len(group) for group in groups]
+        aligned = self._aligned(groups, align_to) if align_to else {}
         for name, tensor in self._expert_tensors().items():
-            setattr(self.experts, name, nn.Parameter(_means(tensor.detach(), groups), requires_grad=False))
+            value = _means(tensor.detach(), groups, shares, aligned.get(name, {}))
+            setattr(self.experts, name, nn.Parameter(value, requires_grad=False))
         for name in self.family.router_rows:
             tensor = getattr(self.router, name)
-            value = _means(tensor.detach(), groups)
+            value = _means(tensor.detach(), groups, shares, {})
             setattr(
                 self.router,
                 name,
@@ -118,6 +153,24 @@ class MoELayer:
         for owner in (self.experts, self.router, self.block):
             if hasattr(owner, "num_experts"):
                 owner.num_experts = len(groups)
+
+    def _check_groups(self, groups: Sequence[Sequence[int]]) -> None:
+        size = self.num_experts // self.num_groups
+        left = [sum(group[0] // size == number for group in groups) for number in range(self.num_groups)]
+        if len(set(left)) > 1:
+            raise ValueError(
+                f"layer {self.index}: the router chooses among {self.num_groups} groups of {size} experts, and the "
+                f"plan leaves {left} of them; keep equally many in each"
+            )
+
+    def _aligned(self, groups: Sequence[Sequence[int]], align_to: Sequence[int]) -> dict[str, dict[int, Tensor]]:
+        """Tensor name -> expert -> its slice with hidden units in the order of the expert it is merged into."""
+        slices: dict[str, dict[int, Tensor]] = {}
+        for group, reference in zip(groups, align_to, strict=True):
+            for member in (expert for expert in group if expert != reference):
+                for name, value in align(self.experts, reference, member).items():
+                    slices.setdefault(name, {})[member] = value
+        return slices
 
     def _expert_tensors(self) -> dict[str, nn.Parameter]:
         return dict(self.experts.named_parameters(recurse=False))
@@ -147,9 +200,17 @@ def _halves(experts: Any, weight_OC: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "up_proj", weight_OC[1::2]
 
 
-def _means(tensor: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    rows = [
-        tensor[group[0]] if len(group) == 1 else tensor[list(group)].float().mean(0).to(tensor.dtype)
-        for group in groups
-    ]
+def _means(
+    tensor: Tensor,
+    groups: Sequence[Sequence[int]],
+    shares: Sequence[Sequence[float]],
+    aligned: dict[int, Tensor],
+) -> Tensor:
+    rows = []
+    for group, share in zip(groups, shares, strict=True):
+        if len(group) == 1:
+            rows.append(tensor[group[0]])
+        else:
+            members = torch.stack([aligned.get(expert, tensor[expert]).float() for expert in group])
+            rows.append(torch.tensordot(members.new_tensor(share), members, dims=1).to(tensor.dtype))
     return torch.stack(rows)

@@ -5,7 +5,7 @@ Shapes: T tokens, E experts, K experts a token, N tokens of one expert, D hidden
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,42 @@ from stun_exp.moe.layers import MoELayer
 class Statistic:
     """Something counted while a layer runs; override what it needs. Tensors arrive as they are: keep no reference."""
 
+    chunk_tokens: int | None = None
+    """Set by a statistic that wants `all_experts`: how many tokens it takes at once, which bounds the memory."""
+
     def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
-        """The router's decision for a batch of tokens."""
+        """The router's decision for a batch of tokens; the first call of a batch."""
 
     def expert(self, expert: int, x_ND: Tensor, h_NF: Tensor, y_ND: Tensor, weight_N: Tensor) -> None:
         """One expert's tokens: input, hidden state before `down_proj`, unweighted output, router weight."""
 
+    def all_experts(
+        self, y_ETD: Tensor, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
+    ) -> None:
+        """Every expert's unweighted output for a chunk of the batch's tokens, chosen for them or not."""
+
+    def reach(self, outputs_TD: Sequence[Tensor]) -> None:
+        """Told before a progressive run: what the full model's experts give here, batch by batch."""
+
+    def output(self, y_TD: Tensor) -> None:
+        """The weighted sum of the chosen experts for a batch of tokens; the last call of a batch."""
+
     def linear(self, name: str, x_TC: Tensor) -> None:
         """The input of a plain linear (attention, dense or shared feed-forward)."""
+
+
+S = TypeVar("S", bound=Statistic)
+
+
+def one(kind: type[S], statistics: Sequence[Statistic]) -> S:
+    """The one statistic of a kind."""
+    (found,) = (statistic for statistic in statistics if isinstance(statistic, kind))
+    return found
+
+
+def chunk_tokens(statistics: Sequence[Statistic]) -> int | None:
+    """Tokens at once if every expert has to be run on every token; None if only the chosen ones have to."""
+    return min((s.chunk_tokens for s in statistics if s.chunk_tokens is not None), default=None)
 
 
 @contextmanager
@@ -72,25 +100,75 @@ def _keep_logits(experts: Any) -> Any:
 def _observed_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> Tensor:
     """transformers' experts forward, one expert at a time, that shows each call to the observers."""
     observers: list[Statistic] = experts.observers
-    for statistic in observers:
-        statistic.routing(experts.router_logits_TE, topk_index_TK, topk_weight_TK)
+    logits_TE = experts.router_logits_TE
     del experts.router_logits_TE
-    num_experts, top_k = experts.down_proj.shape[0], topk_index_TK.shape[1]
-    # A stable sort by expert leaves each expert's tokens in their order: one pass instead of a search per expert.
-    order = topk_index_TK.flatten().argsort(stable=True)
-    counts = torch.bincount(topk_index_TK.flatten(), minlength=num_experts).tolist()
-    weight = topk_weight_TK.flatten()
+    for statistic in observers:
+        statistic.routing(logits_TE, topk_index_TK, topk_weight_TK)
+    chunk = chunk_tokens(observers)
+    if chunk is None:
+        out_TD = _chosen_experts(experts, observers, hidden_TD, topk_index_TK, topk_weight_TK)
+    else:
+        pieces = (t.split(chunk) for t in (hidden_TD, logits_TE, topk_index_TK, topk_weight_TK))
+        out_TD = torch.cat([_every_expert(experts, observers, *piece) for piece in zip(*pieces, strict=True)])
+    for statistic in observers:
+        statistic.output(out_TD)
+    return out_TD
+
+
+def _chosen_experts(
+    experts: Any, observers: list[Statistic], hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
+) -> Tensor:
+    """Each expert on the tokens that chose it."""
     out_TD = torch.zeros_like(hidden_TD)
-    for expert, slots in enumerate(torch.split(order, counts)):
-        token = slots // top_k
+    weight = topk_weight_TK.flatten()
+    for expert, slots in enumerate(_slots(topk_index_TK, experts.down_proj.shape[0])):
+        token = slots // topk_index_TK.shape[1]
         x_ND, weight_N = hidden_TD[token], weight[slots]
-        up = _linear(experts, x_ND, "gate_up_proj" if experts.has_gate else "up_proj", expert)
-        h_NF = experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
-        y_ND = _linear(experts, h_NF, "down_proj", expert)
+        h_NF, y_ND = _run(experts, expert, x_ND)
         for statistic in observers:
             statistic.expert(expert, x_ND, h_NF, y_ND, weight_N)
         out_TD.index_add_(0, token, (y_ND * weight_N[:, None]).to(out_TD.dtype))
     return out_TD
+
+
+def _every_expert(
+    experts: Any,
+    observers: list[Statistic],
+    hidden_TD: Tensor,
+    logits_TE: Tensor,
+    topk_index_TK: Tensor,
+    topk_weight_TK: Tensor,
+) -> Tensor:
+    """Each expert on all tokens; the sum is over the chosen ones, as ever."""
+    num_experts = experts.down_proj.shape[0]
+    y_ETD = hidden_TD.new_empty(num_experts, *hidden_TD.shape)
+    out_TD = torch.zeros_like(hidden_TD)
+    weight = topk_weight_TK.flatten()
+    for expert, slots in enumerate(_slots(topk_index_TK, num_experts)):
+        token = slots // topk_index_TK.shape[1]
+        h_TF, y_ETD[expert] = _run(experts, expert, hidden_TD)
+        y_ND, weight_N = y_ETD[expert, token], weight[slots]
+        for statistic in observers:
+            statistic.expert(expert, hidden_TD[token], h_TF[token], y_ND, weight_N)
+        out_TD.index_add_(0, token, (y_ND * weight_N[:, None]).to(out_TD.dtype))
+    for statistic in observers:
+        if statistic.chunk_tokens is not None:
+            statistic.all_experts(y_ETD, logits_TE, topk_index_TK, topk_weight_TK)
+    return out_TD
+
+
+def _slots(topk_index_TK: Tensor, num_experts: int) -> Sequence[Tensor]:
+    """For each expert, the places in the flattened top-k that chose it, in the order of the tokens."""
+    # One stable sort instead of a search per expert.
+    order = topk_index_TK.flatten().argsort(stable=True)
+    return torch.split(order, torch.bincount(topk_index_TK.flatten(), minlength=num_experts).tolist())
+
+
+def _run(experts: Any, expert: int, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden state before `down_proj`, and the output, of one expert."""
+    up = _linear(experts, x_ND, "gate_up_proj" if experts.has_gate else "up_proj", expert)
+    h_NF = experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
+    return h_NF, _linear(experts, h_NF, "down_proj", expert)
 
 
 def _linear(experts: Any, x_NC: Tensor, name: str, expert: int) -> Tensor:

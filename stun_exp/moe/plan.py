@@ -1,6 +1,12 @@
-"""The decision of an expert pruner: plain data, written to plan.json and applied by `MoELayer.regroup`."""
+"""The decision of an expert pruner: plain data, written to plan.json and applied by `MoELayer.apply`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -15,6 +21,12 @@ class LayerPlan:
     num_experts: int
     groups: list[list[int]]
     kept: list[int]
+    weights: list[list[float]] | None = None
+    """Share of each member in its group's mean, of sum 1; None for equal shares."""
+    aligned: bool = False
+    """Whether a member's hidden units are matched to those of the kept expert before the mean is taken."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the method knows of its choice (a loss, say), as JSON; for reading, without effect."""
 
     def __post_init__(self) -> None:
         members = [expert for group in self.groups for expert in group]
@@ -22,6 +34,9 @@ class LayerPlan:
         assert len(set(members)) == len(members)
         assert all(0 <= expert < self.num_experts for expert in members)
         assert all(kept in group for kept, group in zip(self.kept, self.groups, strict=True))
+        if self.weights is not None:
+            assert [len(group) for group in self.groups] == [len(shares) for shares in self.weights]
+            assert all(abs(sum(shares) - 1) < 1e-6 and min(shares) >= 0 for shares in self.weights)
 
 
 @dataclass(frozen=True)
@@ -29,12 +44,41 @@ class Plan:
     """One `LayerPlan` for each layer that has experts."""
 
     layers: list[LayerPlan]
+    warnings: list[str] = field(default_factory=list)
+    """What the user should know of how the choice was made."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """JSON documents that explain the choice, by file name."""
 
-    def groups(self, layer: int) -> list[list[int]] | None:
-        """The groups of one layer; None for a layer without experts."""
-        return next((plan.groups for plan in self.layers if plan.layer == layer), None)
+    def of(self, layer: int) -> LayerPlan | None:
+        """The plan of one layer; None for a layer without experts."""
+        return next((plan for plan in self.layers if plan.layer == layer), None)
 
 
-def keep(layer: int, num_experts: int, kept: list[int]) -> LayerPlan:
+def keep(layer: int, num_experts: int, kept: Sequence[int], facts: dict[str, Any] | None = None) -> LayerPlan:
     """The plan that keeps the named experts as they are."""
-    return LayerPlan(layer, num_experts, [[expert] for expert in sorted(kept)], sorted(kept))
+    return LayerPlan(layer, num_experts, [[expert] for expert in sorted(kept)], sorted(kept), facts=facts or {})
+
+
+def router_digest(router_rows_ED: "Tensor") -> str:
+    """A layer's fingerprint: the same whether its router was read in 16 or in 32 bits."""
+    import torch
+
+    return sha256(router_rows_ED.bfloat16().contiguous().view(torch.uint8).cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def plan_json(plan: Plan, routers: Mapping[int, str]) -> dict[str, Any]:
+    """The content of plan.json: each layer's plan, and the digest of the router it was made for."""
+    return {"layers": [asdict(layer) | {"router": routers[layer.layer]} for layer in plan.layers]}
+
+
+def retained_experts(plan: Plan, model_type: str) -> dict[str, Any]:
+    """A profile for serving runtimes: layer -> ids of the experts to keep, in the original numbering.
+
+    `exact` says whether a runtime that only drops experts gets the same model: not if some were merged.
+    """
+    return {
+        "model_type": model_type,
+        "num_experts": {str(layer.layer): layer.num_experts for layer in plan.layers},
+        "retained_experts": {str(layer.layer): layer.kept for layer in plan.layers},
+        "exact": all(len(group) == 1 for layer in plan.layers for group in layer.groups),
+    }

@@ -1,4 +1,7 @@
-"""What expert pruners want to know of a layer's routing, gathered in one pass over the calibration tokens."""
+"""What expert pruners want to know of a layer, gathered in one pass over the calibration tokens.
+
+Shapes: T tokens, E experts, K experts a token, N tokens of one expert, D hidden size.
+"""
 
 import torch
 from torch import Tensor
@@ -27,3 +30,59 @@ class ExpertTokens(Statistic):
 
     def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
         self.count_E += torch.bincount(topk_index_TK.flatten().cpu(), minlength=len(self.count_E))
+
+
+class ExpertActivity(Statistic):
+    """How much each expert is used and how large its outputs are, over the tokens routed to it; all (E,) in fp64."""
+
+    def __init__(self, num_experts: int):
+        # Tokens; sum of gates g; sum of output norms ||y||; sum of g ||y||; largest |y| of any token.
+        self.count_E, self.gate_E, self.norm_E, self.gated_norm_E, self.max_E = torch.zeros(
+            5, num_experts, dtype=torch.float64
+        )
+
+    def expert(self, expert: int, x_ND: Tensor, h_NF: Tensor, y_ND: Tensor, weight_N: Tensor) -> None:
+        if len(y_ND) == 0:
+            return
+        norm_N, gate_N = y_ND.float().norm(dim=1).double(), weight_N.double()
+        self.count_E[expert] += len(y_ND)
+        self.gate_E[expert] += float(gate_N.sum())
+        self.norm_E[expert] += float(norm_N.sum())
+        self.gated_norm_E[expert] += float(gate_N @ norm_N)
+        self.max_E[expert] = max(float(self.max_E[expert]), float(y_ND.abs().max()))
+
+    def reap_E(self) -> Tensor:
+        """REAP's saliency, the mean of g ||y|| over an expert's own tokens (arXiv 2510.13999); 0 without a token."""
+        reap_E: Tensor = self.gated_norm_E / self.count_E.clamp(min=1)
+        return reap_E
+
+
+class MeanOutputs(Statistic):
+    """Mean output of every expert over all tokens, routed to it or not, (E, D) in fp64 (HC-SMoE's representation)."""
+
+    chunk_tokens = 1024
+
+    def __init__(self) -> None:
+        self.sum_ED: Tensor | None = None
+        self.num_tokens = 0
+
+    def all_experts(
+        self, y_ETD: Tensor, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
+    ) -> None:
+        sum_ED = y_ETD.sum(1, dtype=torch.float64).cpu()
+        self.sum_ED = sum_ED if self.sum_ED is None else self.sum_ED + sum_ED
+        self.num_tokens += y_ETD.shape[1]
+
+    def mean_ED(self) -> Tensor:
+        assert self.sum_ED is not None
+        return self.sum_ED / self.num_tokens
+
+
+class RoutedOutputs(Statistic):
+    """The experts' weighted sum for each batch, (T, D): what a progressive search must still reach."""
+
+    def __init__(self) -> None:
+        self.outputs_TD: list[Tensor] = []
+
+    def output(self, y_TD: Tensor) -> None:
+        self.outputs_TD.append(y_TD.clone())

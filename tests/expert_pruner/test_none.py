@@ -1,18 +1,18 @@
 """Off is a component: all experts stay."""
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
 from stun_exp.checkpoint import Checkpoint
 from stun_exp.expert_pruner.none import KeepAllExperts
-from stun_exp.stages import expert_statistics, plan_experts
-from stun_exp.stream import Walk
+from stun_exp.moe.plan import Plan
 
 
-def test_every_expert_is_kept_without_looking(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
-    pruner = KeepAllExperts()
-    walk = Walk(checkpoint, [tokens_BT], torch.device("cpu"), "test")
-    plan = plan_experts(checkpoint, pruner, expert_statistics(checkpoint, pruner, walk))
-    assert walk.forward_passes == 0
+def test_every_expert_is_kept_without_looking(
+    checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Callable[..., tuple[Plan, float]]
+) -> None:
+    plan, passes = plan_and_passes(checkpoint, KeepAllExperts(), [tokens_BT])
+    assert passes == 0
     assert all(layer.groups == [[expert] for expert in range(6)] for layer in plan.layers)
     assert [layer.layer for layer in plan.layers] == [i for i in range(3) if checkpoint.outline(i).is_moe]

@@ -1,8 +1,8 @@
 """STUN's expert stage against brute force and by hand."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +15,9 @@ from stun_exp.expert_pruner.clustering import clusters_under_budget, distance, r
 from stun_exp.expert_pruner.stun import STUN
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import Coactivation
-from stun_exp.stages import expert_statistics, plan_experts
-from stun_exp.stream import Walk
 
 Clusters = list[list[int]]
+Planned = Callable[..., Plan]
 
 
 def random_distances(num_experts: int, seed: int, low: float = 0.0) -> np.ndarray:
@@ -153,26 +152,6 @@ def test_of_a_pair_the_first_stays_whatever_the_rounding() -> None:
         assert representative(pair) == representative(pair.flip(0)) == 0
 
 
-@dataclass
-class Source:
-    """A layer's router and experts, given as tensors."""
-
-    index: int
-    rows_ED: Tensor
-    weights_EP: Tensor
-    top_k: int = 1
-
-    @property
-    def num_experts(self) -> int:
-        return len(self.rows_ED)
-
-    def router_rows_ED(self) -> Tensor:
-        return self.rows_ED
-
-    def expert_weights(self, experts: Sequence[int]) -> Tensor:
-        return self.weights_EP[list(experts)]
-
-
 def column(*values: float) -> Tensor:
     return torch.tensor(values)[:, None]
 
@@ -181,58 +160,61 @@ def stun(ratio: float, *, lambda1: float = 1.0, lambda2: float = 0.0, kappa: int
     return STUN(ratio=ratio, lambda1=lambda1, lambda2=lambda2, kappa=kappa)
 
 
-def layer_of_five(index: int = 0) -> Source:
+@pytest.fixture
+def layer_of_five(source: Any) -> Any:
     """Router rows cluster as {0, 2, 4}, {1}, {3}; in weights, expert 4 is nearest to the mean of 0, 2 and 4."""
-    return Source(index, column(0, 5, 0.1, 9, 0.2), column(1, 0, 6, 0, 3))
+    return source(7, column(0, 5, 0.1, 9, 0.2), column(1, 0, 6, 0, 3))
 
 
-def test_plan_keeps_representatives_in_the_original_order() -> None:
+def test_plan_keeps_representatives_in_the_original_order(planned: Planned, layer_of_five: Any) -> None:
     """Two of five go. Weights 1, 6, 3 have the mean 10/3: expert 4 represents 0 and 2, and comes last."""
-    (layer,) = stun(0.4).plan([layer_of_five(7)], [None]).layers
+    (layer,) = planned(stun(0.4), [layer_of_five]).layers
     assert (layer.layer, layer.num_experts) == (7, 5)
     assert layer.kept == [1, 3, 4]
     assert layer.groups == [[1], [3], [4]]
 
 
 @pytest.mark.parametrize(("kappa", "reconstructed"), [(0, False), (3, False), (4, True)])
-def test_fewer_clusters_than_kappa_become_means(kappa: int, reconstructed: bool) -> None:
+def test_fewer_clusters_than_kappa_become_means(
+    kappa: int, reconstructed: bool, planned: Planned, layer_of_five: Any
+) -> None:
     """Three clusters are fewer than 4, not than 3; the representative keeps its place in the order."""
-    (layer,) = stun(0.4, kappa=kappa).plan([layer_of_five()], [None]).layers
+    (layer,) = planned(stun(0.4, kappa=kappa), [layer_of_five]).layers
     assert layer.kept == [1, 3, 4]
     assert layer.groups == [[1], [3], [0, 2, 4] if reconstructed else [4]]
 
 
-def test_kappa_is_the_layers_own_affair() -> None:
+def test_kappa_is_the_layers_own_affair(planned: Planned, source: Any) -> None:
     """Layer 0 falls to two clusters and is reconstructed; layer 1 keeps three and is not."""
     near, far = (
-        Source(0, column(0, 0.01, 1, 1.01), column(1, 2, 3, 4)),
-        Source(1, column(0, 9, 0.02, 20), column(1, 2, 3, 4)),
+        source(0, column(0, 0.01, 1, 1.01), column(1, 2, 3, 4)),
+        source(1, column(0, 9, 0.02, 20), column(1, 2, 3, 4)),
     )
-    plan = stun(3 / 8, kappa=3).plan([near, far], [None, None])
+    plan = planned(stun(3 / 8, kappa=3), [near, far])
     assert [layer.groups for layer in plan.layers] == [[[0, 1], [2, 3]], [[0], [1], [3]]]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5])
-def test_as_many_experts_go_as_the_ratio_of_the_whole_model(ratio: float) -> None:
-    sources = [Source(i, torch.randn(8, 4), torch.randn(8, 10), top_k=2) for i in range(3)]
-    plan = stun(ratio, kappa=3).plan(sources, [None] * 3)
+def test_as_many_experts_go_as_the_ratio_of_the_whole_model(ratio: float, planned: Planned, source: Any) -> None:
+    sources = [source(i, torch.randn(8, 4), torch.randn(8, 10), top_k=2) for i in range(3)]
+    plan = planned(stun(ratio, kappa=3), sources)
     assert sum(layer.num_experts - len(layer.groups) for layer in plan.layers) == round(24 * ratio)
 
 
-def test_ratio_zero_keeps_everything_even_below_kappa() -> None:
-    (layer,) = stun(0.0, kappa=9).plan([layer_of_five()], [None]).layers
+def test_ratio_zero_keeps_everything_even_below_kappa(planned: Planned, layer_of_five: Any) -> None:
+    (layer,) = planned(stun(0.0, kappa=9), [layer_of_five]).layers
     assert layer.groups == [[0], [1], [2], [3], [4]]
 
 
 @pytest.mark.parametrize("kappa", [0, 9], ids=["representatives", "means"])
-def test_permuting_experts_permutes_the_plan(kappa: int) -> None:
+def test_permuting_experts_permutes_the_plan(kappa: int, planned: Planned, source: Any) -> None:
     """A line of router rows in three clusters of three: no pair, whose tie would go to the lower number."""
     rows = column(0, 0.1, 0.3, 10, 10.1, 10.3, 20, 20.1, 20.3)
     weights = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
     order = torch.tensor([4, 7, 0, 8, 2, 5, 1, 6, 3])
     pruner = stun(6 / 9, kappa=kappa)
-    (plan,) = pruner.plan([Source(0, rows, weights)], [None]).layers
-    (permuted,) = pruner.plan([Source(0, rows[order], weights[order])], [None]).layers
+    (plan,) = planned(pruner, [source(0, rows, weights)]).layers
+    (permuted,) = planned(pruner, [source(0, rows[order], weights[order])]).layers
     assert len(plan.groups) == 3
     assert sorted(plan.groups) == sorted(sorted(order[group].tolist()) for group in permuted.groups)
     assert plan.kept == sorted(order[permuted.kept].tolist())
@@ -243,28 +225,23 @@ def test_lambdas_of_zero_leave_no_similarity() -> None:
         stun(0.2, lambda1=0.0, lambda2=0.0)
 
 
-def test_only_coactivation_needs_data() -> None:
-    assert stun(0.2).statistic(8) is None
-    statistic = stun(0.2, lambda2=0.5).statistic(8)
+def test_only_coactivation_needs_data(source: Any) -> None:
+    layer = source(0, torch.ones(8, 2))
+    assert stun(0.2).statistics(layer) == []
+    (statistic,) = stun(0.2, lambda2=0.5).statistics(layer)
     assert isinstance(statistic, Coactivation)
     assert statistic.count_EE.shape == (8, 8)
 
 
-def plan_of(checkpoint: Checkpoint, pruner: STUN, tokens_BT: Tensor) -> tuple[Plan, float]:
-    walk = Walk(checkpoint, [tokens_BT], torch.device("cpu"), "test")
-    plan = plan_experts(checkpoint, pruner, expert_statistics(checkpoint, pruner, walk))
-    return plan, walk.forward_passes
-
-
-def test_routers_alone_need_no_forward_pass(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+def test_routers_alone_need_no_forward_pass(checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Any) -> None:
     """STUN's O(1): not a single pass over the model with (lambda1, lambda2) = (1, 0)."""
-    plan, forward_passes = plan_of(checkpoint, stun(0.25), tokens_BT)
+    plan, forward_passes = plan_and_passes(checkpoint, stun(0.25), [tokens_BT])
     assert forward_passes == 0
     assert [layer.layer for layer in plan.layers] == [i for i in range(3) if checkpoint.outline(i).is_moe]
 
 
-def test_coactivation_takes_one_forward_pass(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
-    plan, forward_passes = plan_of(checkpoint, stun(0.25, lambda1=0.0, lambda2=1.0), tokens_BT)
+def test_coactivation_takes_one_forward_pass(checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Any) -> None:
+    plan, forward_passes = plan_and_passes(checkpoint, stun(0.25, lambda1=0.0, lambda2=1.0), [tokens_BT])
     assert 0 < forward_passes <= 1
     assert sum(layer.num_experts - len(layer.groups) for layer in plan.layers) == round(
         0.25 * sum(layer.num_experts for layer in plan.layers)

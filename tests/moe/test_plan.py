@@ -1,23 +1,52 @@
 """A plan is plain data, and cannot describe what regrouping could not do."""
 
-from dataclasses import asdict
-
 import pytest
+import torch
 
-from stun_exp.moe.plan import LayerPlan, Plan, keep
+from stun_exp.moe.plan import LayerPlan, Plan, keep, plan_json, retained_experts, router_digest
 
 
 def test_plan_as_data_is_what_a_runtime_reads() -> None:
     """The shape of plan.json is a promise: other tools read it."""
-    assert asdict(Plan([LayerPlan(3, 4, [[0], [1, 2]], [0, 2])])) == {
-        "layers": [{"layer": 3, "num_experts": 4, "groups": [[0], [1, 2]], "kept": [0, 2]}]
+    layer = LayerPlan(3, 4, [[0], [1, 2]], [0, 2], weights=[[1.0], [0.25, 0.75]], facts={"loss": 2.5})
+    assert plan_json(Plan([layer]), {3: "c0ffee"}) == {
+        "layers": [
+            {
+                "layer": 3,
+                "num_experts": 4,
+                "groups": [[0], [1, 2]],
+                "kept": [0, 2],
+                "weights": [[1.0], [0.25, 0.75]],
+                "aligned": False,
+                "facts": {"loss": 2.5},
+                "router": "c0ffee",
+            }
+        ]
     }
 
 
-def test_groups_are_found_by_layer_number_not_by_place() -> None:
+def test_a_profile_for_runtimes_says_whether_dropping_is_enough() -> None:
+    dropped, merged = keep(1, 4, [0, 3]), LayerPlan(3, 4, [[0], [1, 2]], [0, 2])
+    assert retained_experts(Plan([dropped]), "mixtral") == {
+        "model_type": "mixtral",
+        "num_experts": {"1": 4},
+        "retained_experts": {"1": [0, 3]},
+        "exact": True,
+    }
+    assert retained_experts(Plan([dropped, merged]), "mixtral")["exact"] is False
+
+
+def test_router_digest_is_the_models_not_the_precisions() -> None:
+    """16-bit weights read in 32 bits are the same weights."""
+    rows = torch.randn(4, 8).bfloat16()
+    assert router_digest(rows) == router_digest(rows.float())
+    assert router_digest(rows) != router_digest(rows.flip(0))
+
+
+def test_plans_are_found_by_layer_number_not_by_place() -> None:
     plan = Plan([keep(1, 4, [0, 1]), keep(2, 4, [2, 3])])
-    assert plan.groups(2) == [[2], [3]]
-    assert plan.groups(0) is None  # a dense layer
+    assert plan.of(2) == keep(2, 4, [2, 3])
+    assert plan.of(0) is None  # a dense layer
 
 
 def test_keep_sorts_by_the_original_number() -> None:
