@@ -38,7 +38,7 @@ bench: $(READY) ## Measure speed and memory into results/bench.json (NAMES="..."
 	$(BIN)/python scripts/bench.py $(NAMES)
 
 results: demo ## Run the demo and keep its table and figure in results/
-	$(BIN)/python scripts/keep_demo.py runs/demo results
+	$(BIN)/python scripts/keep_results.py runs/demo results/demo
 
 clean: ## Remove .venv and the runs
 	rm -rf .venv runs

@@ -12,6 +12,9 @@ from pydantic import Field, InstanceOf, ValidationError, ValidationInfo, field_v
 from stun_exp.component import Component
 from stun_exp.wording import described, dotted, no_such
 
+RATIO_TOLERANCE = 0.0005
+"""How far `sparsity` may be from the ratio of experts that alone make it: shares of experts are odd numbers."""
+
 
 class ConfigError(ValueError):
     """Every mistake of one config, a line each in `mistakes`."""
@@ -33,6 +36,7 @@ class Settings(Component):
     allocation: InstanceOf[Component]
     unstructured_pruner: InstanceOf[Component]
     recovery: InstanceOf[Component]
+    skipping: InstanceOf[Component]
     eval: InstanceOf[Component]
     tracker: InstanceOf[Component]
     # After the pruners: its check compares it with them, and pydantic checks fields in this order.
@@ -62,9 +66,9 @@ class Settings(Component):
             raise ValueError(
                 "expert_pruner=none and unstructured_pruner=none prune nothing; pass sparsity=0, or choose a pruner"
             )
-        elif ratio is not None and ratio != sparsity:
+        elif ratio is not None and round(abs(ratio - sparsity), 9) > RATIO_TOLERANCE:  # 0.2005 - 0.2 is a bit more
             raise ValueError(
-                f"with unstructured_pruner=none it must equal expert_pruner.ratio={ratio}; pass "
+                f"with unstructured_pruner=none it must equal expert_pruner.ratio={ratio} to {RATIO_TOLERANCE}; pass "
                 f"sparsity={ratio} or expert_pruner.ratio={sparsity}, or choose an unstructured_pruner"
             )
         return sparsity

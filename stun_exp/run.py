@@ -13,6 +13,7 @@ from stun_exp.budget import TOLERANCE, Budget, budget_of, expected_counts
 from stun_exp.checkpoint import Checkpoint, CheckpointWriter, load_pruned
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
+from stun_exp.moe.skip import skip_experts
 from stun_exp.report.ledger import Ledger, provenance, write_json
 from stun_exp.report.tables import results_table
 from stun_exp.stages import (
@@ -25,6 +26,7 @@ from stun_exp.stages import (
     prune_layers,
 )
 from stun_exp.stream import Walk
+from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 
 
 def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
@@ -42,6 +44,9 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         checkpoint: Checkpoint = settings.model.open()
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
         benchmarks = settings.eval.prepare()
+        gates = gate_statistics(settings.skipping, checkpoint)
+        if gates and not benchmarks.benchmarks:
+            ledger.warn("skipping has no effect on any figure: no benchmark is run (eval=none)")
         if benchmarks.limit is not None:
             ledger.warn(f"eval.limit={benchmarks.limit}: the figures are of each task's first items, for trials only")
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
@@ -109,8 +114,16 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
                 f"unstructured_pruner=none: removing whole experts takes {sparsity['achieved']:.4f} of the weights in "
                 f"scope ({scope}), not sparsity={settings.sparsity}; sparsity_scope=experts counts experts alone"
             )
+    with ledger.stage("skip") as cost:
+        gating = Walk(written, tokens.batches_BT, device, "measuring gates")
+        thresholds = layer_thresholds(settings.skipping, gates, gating)
+        if thresholds and settings.save:
+            ledger.warn("the written checkpoint does not skip: the thresholds are in report.json alone")
+        cost.forward_passes = gating.forward_passes
     with ledger.stage("evaluate"):
-        metrics = benchmarks.evaluate(load_pruned(out / "checkpoint", device), tokenizer, device)
+        model = load_pruned(out / "checkpoint", device)
+        with skip_experts(model, written.family, {i: threshold.beta for i, threshold in thresholds.items()}) as skips:
+            metrics = benchmarks.evaluate(model, tokenizer, device)
         metrics_json = {key: asdict(metric) for key, metric in metrics.items()}
         write_json(out / "metrics.json", metrics_json)
 
@@ -128,6 +141,7 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         },
         "experts": {"before": before, "after": after, "ratio": 1 - sum(after) / sum(before)},
         "sparsity": sparsity,
+        "skipping": skipping_json(thresholds, skips),
         "metrics": metrics_json,
         "cost": ledger.cost(),
         "warnings": ledger.warnings,

@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stun_exp"
-METHODS = ("expert_pruner", "allocation", "unstructured_pruner", "recovery")
+METHODS = ("expert_pruner", "allocation", "unstructured_pruner", "recovery", "skipping")
 
 
 def imports(file: Path) -> set[str]:
@@ -82,11 +82,18 @@ def test_components_are_built_without_torch() -> None:
 
 @pytest.mark.parametrize("group", METHODS)
 def test_a_component_has_the_same_name_three_times(group: str) -> None:
-    """conf/group/X.yaml, stun_exp/group/X.py and tests/group/test_X.py; its class is in that module."""
-    names = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
-    assert names
-    for name in names:
-        assert (PACKAGE / group / f"{name}.py").is_file()
-        assert (ROOT / "tests" / group / f"test_{name}.py").is_file()
-        target = yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text())["_target_"]
-        assert target.rpartition(".")[0] == f"stun_exp.{group}.{name}"
+    """conf/group/X.yaml, stun_exp/group/X.py and tests/group/test_X.py.
+
+    A YAML without a module of its name is a preset: other values for a class of the same group, tested like any.
+    """
+    configs = {file.stem: yaml.safe_load(file.read_text()) for file in (ROOT / "conf" / group).glob("*.yaml")}
+    assert configs
+    modules = {name: config["_target_"].rpartition(".")[0] for name, config in configs.items()}
+    for name, module in modules.items():
+        assert (ROOT / "tests" / group / f"test_{name}.py").is_file(), name
+        room, _, home = module.rpartition(".")
+        assert room == f"stun_exp.{group}", name
+        assert (PACKAGE / group / f"{home}.py").is_file(), name
+        assert modules.get(home) == module, f"{module} is a component and has no {home}.yaml"
+        if (PACKAGE / group / f"{name}.py").is_file():
+            assert home == name, f"{name}.yaml passes {name}.py by"

@@ -252,3 +252,42 @@ def test_tracker_failure_does_not_lose_the_run(runner: Runner, tmp_path: Path, m
     report = runner("tracker=wandb")
     assert any("no route to host" in warning for warning in report["warnings"])
     assert (tmp_path / "run/metrics.json").exists()
+
+
+def test_skipping_after_pruning_is_in_the_figures_and_the_report(runner: Runner, tmp_path: Path) -> None:
+    others = [f"~eval.benchmarks.toy_{name}" for name in ("gsm8k", "arc", "hellaswag", "mmlu")]
+    pruned = ("sparsity=0.4", "expert_pruner.ratio=0.2", "eval=toy", *others, "eval.limit=2")
+    plain = runner(*pruned)
+    report = runner(*pruned, "skipping=dynamic", "save=true", out=tmp_path / "skipping")
+    assert plain["skipping"] is None
+    assert plain["cost"]["skip"]["forward_passes"] == 0
+    assert plain["sparsity"] == report["sparsity"]
+    assert plain["metrics"] != report["metrics"]
+    skipping = report["skipping"]
+    assert skipping["calibration"] == pytest.approx(0.25)
+    assert 0 < skipping["evaluation"] < 0.5
+    assert [layer["layer"] for layer in skipping["per_layer"]] == [0, 1, 2]
+    assert all(0 < layer["beta"] < 1 for layer in skipping["per_layer"])
+    assert report["cost"]["skip"]["forward_passes"] == 1
+    assert any("the written checkpoint does not skip" in warning for warning in report["warnings"])
+    assert not any("skip" in warning for warning in plain["warnings"])
+
+
+def test_skipping_alone_prunes_nothing_and_says_that_nothing_is_measured(runner: Runner) -> None:
+    report = runner("experiment=demo/1_unpruned", "skipping=dynamic", "eval=none", family="qwen2_moe")
+    assert report["sparsity"]["achieved"] == 0
+    assert [layer["layer"] for layer in report["skipping"]["per_layer"]] == [1, 2]  # layer 0 is dense
+    assert report["skipping"]["evaluation"] is None
+    assert any("skipping has no effect on any figure" in warning for warning in report["warnings"])
+    assert not any("does not skip" in warning for warning in report["warnings"])
+
+
+def test_a_top_1_router_stops_before_any_weight(
+    runner: Runner, tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_model("mixtral"), tmp_path / "top_1"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 1}))
+    monkeypatch.setattr(Checkpoint, "_read", lambda *args: pytest.fail("read weights"))
+    with pytest.raises(ValueError, match=r"top_k=1.*pass skipping=none"):
+        runner(f"model.path={folder}", "skipping=dynamic")

@@ -42,6 +42,10 @@ class Weights(Component):
             raise ValueError(f"first={self.first} is after last={self.last}; swap them")
         return self
 
+class Seeded(Component):
+    seed: int = Field(ge=0)
+    top: int | Literal["auto"]
+
 class Task(Component):
     shots: int
 
@@ -50,7 +54,7 @@ class Eval(Component):
     limits: dict[str, int]
 """
 
-CAN_BE_OFF = ["calibration", "expert_pruner", "allocation", "unstructured_pruner", "recovery", "tracker"]
+CAN_BE_OFF = ["calibration", "expert_pruner", "allocation", "unstructured_pruner", "recovery", "skipping", "tracker"]
 
 FILES = {
     "config": """
@@ -61,6 +65,7 @@ FILES = {
         - {allocation: none}
         - {unstructured_pruner: weights}
         - {recovery: none}
+        - {skipping: none}
         - {eval: one}
         - {tracker: none}
         - _self_
@@ -83,6 +88,7 @@ FILES = {
         _target_: parts.Eval
         limits: {}
         """,
+    "calibration/seeded": "{_target_: parts.Seeded, seed: '${seed}', top: '${expert_pruner.top}'}",
     "benchmark/a": "{_target_: parts.Task, shots: 1}",
     "experiment/demo/uncut": "{defaults: [{override /expert_pruner: none}]}",
     "experiment/demo/dense": "{defaults: [{override /expert_pruner: none}], sparsity: 0.1}",
