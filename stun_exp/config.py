@@ -56,20 +56,23 @@ class Settings(Component):
         if "expert_pruner" not in info.data or "unstructured_pruner" not in info.data:
             return sparsity  # a pruner is wrong and has its own line
         ratio = getattr(info.data["expert_pruner"], "ratio", None)
+        # A replayed plan has a ratio that nobody can set.
+        settable = "ratio" in type(info.data["expert_pruner"]).model_fields
         if getattr(info.data["unstructured_pruner"], "prunes", True):
             if ratio is not None and ratio > sparsity:
+                other = f", or expert_pruner.ratio={sparsity} or less" if settable else ""
                 raise ValueError(
-                    f"below expert_pruner.ratio={ratio}, which alone removes more; pass "
-                    f"sparsity={ratio} or more, or expert_pruner.ratio={sparsity} or less"
+                    f"below expert_pruner.ratio={ratio}, which alone removes more; pass sparsity={ratio} or more{other}"
                 )
         elif ratio is None and sparsity != 0:
             raise ValueError(
                 "expert_pruner=none and unstructured_pruner=none prune nothing; pass sparsity=0, or choose a pruner"
             )
         elif ratio is not None and round(abs(ratio - sparsity), 9) > RATIO_TOLERANCE:  # 0.2005 - 0.2 is a bit more
+            other = f" or expert_pruner.ratio={sparsity}" if settable else ""
             raise ValueError(
                 f"with unstructured_pruner=none it must equal expert_pruner.ratio={ratio} to {RATIO_TOLERANCE}; pass "
-                f"sparsity={ratio} or expert_pruner.ratio={sparsity}, or choose an unstructured_pruner"
+                f"sparsity={ratio}{other}, or choose an unstructured_pruner"
             )
         return sparsity
 

@@ -55,7 +55,9 @@ def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, refer
     what the `reference`, the full model on the same tokens, gives there.
     """
     layers = moe_layers(checkpoint)
-    kept = even_counts(layers, getattr(pruner, "ratio", 0.0))
+    # A ratio that is no setting is a replayed plan's, which has its counts already.
+    settings = getattr(type(pruner), "model_fields", {})
+    kept = even_counts(layers, getattr(pruner, "ratio", 0.0) if "ratio" in settings else 0.0)
     statistics = {layer.index: pruner.statistics(layer) for layer in layers}
     if not any(statistics.values()):
         return pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])

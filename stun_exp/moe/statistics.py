@@ -49,7 +49,8 @@ class ExpertActivity(Statistic):
         self.gate_E[expert] += float(gate_N.sum())
         self.norm_E[expert] += float(norm_N.sum())
         self.gated_norm_E[expert] += float(gate_N @ norm_N)
-        self.max_E[expert] = max(float(self.max_E[expert]), float(y_ND.abs().max()))
+        # Not Python's max, which would lose a NaN.
+        self.max_E[expert] = torch.maximum(self.max_E[expert], y_ND.abs().max().double().cpu())
 
     def reap_E(self) -> Tensor:
         """REAP's saliency, the mean of g ||y|| over an expert's own tokens (arXiv 2510.13999); 0 without a token."""
@@ -86,3 +87,14 @@ class RoutedOutputs(Statistic):
 
     def output(self, y_TD: Tensor) -> None:
         self.outputs_TD.append(y_TD.clone())
+
+
+class RouterLogitGram(Statistic):
+    """Inner products of the experts' router logits over all tokens: symmetric (E, E) in fp64."""
+
+    def __init__(self, num_experts: int):
+        self.gram_EE = torch.zeros(num_experts, num_experts, dtype=torch.float64)
+
+    def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
+        logits_TE = router_logits_TE.double()
+        self.gram_EE += (logits_TE.T @ logits_TE).cpu()

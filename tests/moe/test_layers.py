@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from stun_exp.checkpoint import Checkpoint, load_pruned
 from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.moe.plan import LayerPlan
 from stun_exp.unstructured_pruner.wanda import Wanda
 
 Write = Callable[[Checkpoint, dict[int, list[list[int]]]], Checkpoint]
@@ -98,6 +99,57 @@ def test_a_group_of_several_is_the_mean_of_weights_and_router_rows(checkpoint: C
     layer.regroup([[1, 2, 4], [5]])
     torch.testing.assert_close(layer.expert_weights([0])[0], source.expert_weights([1, 2, 4]).mean(0))
     torch.testing.assert_close(layer.router_rows_ED()[0], source.router_rows_ED()[[1, 2, 4]].mean(0))
+
+
+def test_weights_are_shares_of_weights_and_router_rows_alike(checkpoint: Checkpoint) -> None:
+    """The merged router row must be weighted too; a group of one stays bit for bit whatever its share says."""
+    layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
+    layer.regroup([[0, 3], [1], [2, 4, 5]], weights=[[0.75, 0.25], [1.0], [0.0, 0.5, 0.5]])
+    before, after = source.expert_weights(range(6)), layer.expert_weights(range(3))
+    torch.testing.assert_close(after[0], 0.75 * before[0] + 0.25 * before[3])
+    torch.testing.assert_close(after[2], (before[4] + before[5]) / 2)
+    assert torch.equal(after[1], before[1])
+    rows, merged = source.router_rows_ED(), layer.router_rows_ED()
+    torch.testing.assert_close(merged[0], 0.75 * rows[0] + 0.25 * rows[3])
+    assert torch.equal(merged[1], rows[1])
+
+
+def renumber_into(layer: MoELayer, original: int, copy: int) -> None:
+    """Makes one expert a copy of another, with its 24 hidden units in another order."""
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    layer.experts.gate_up_proj[copy] = layer.experts.gate_up_proj[original][torch.cat([order, order + 24])]
+    layer.experts.down_proj[copy] = layer.experts.down_proj[original][:, order]
+
+
+@pytest.mark.parametrize("reference", [1, 4])
+def test_aligned_members_take_the_order_of_the_expert_they_join(checkpoint: Checkpoint, reference: int) -> None:
+    """The mean of an expert and its renumbered copy is the expert, in the reference's order and no other."""
+    layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
+    for view in (layer, source):
+        renumber_into(view, 1, 4)
+    layer.regroup([[0], [1, 4], [5]], weights=[[1.0], [0.3, 0.7], [1.0]], align_to=[0, reference, 5])
+    torch.testing.assert_close(layer.expert_weights([1]), source.expert_weights([reference]))
+    assert not torch.allclose(layer.expert_weights([1]), source.expert_weights([5 - reference]))
+    assert torch.equal(layer.expert_weights([0, 2]), source.expert_weights([0, 5]))
+    rows = source.router_rows_ED()
+    torch.testing.assert_close(layer.router_rows_ED()[1], 0.3 * rows[1] + 0.7 * rows[4])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_apply_does_what_the_plan_says(mixtral: Checkpoint, aligned: bool) -> None:
+    """Shares, and alignment to the kept expert, which need not be the first of its group."""
+    layer, source = moe_layer(mixtral), moe_layer(mixtral)
+    for view in (layer, source):
+        renumber_into(view, 1, 4)
+    layer.apply(LayerPlan(2, 6, [[0], [1, 4]], [0, 4], [[1.0], [0.25, 0.75]], aligned))
+    plain = 0.25 * source.expert_weights([1]) + 0.75 * source.expert_weights([4])
+    torch.testing.assert_close(layer.expert_weights([1]), source.expert_weights([4]) if aligned else plain)
+
+
+def test_a_plan_that_keeps_everything_changes_nothing(mixtral: Checkpoint) -> None:
+    layer, source = moe_layer(mixtral), moe_layer(mixtral)
+    layer.apply(LayerPlan(2, 6, [[e] for e in range(6)], list(range(6)), [[1.0]] * 6, aligned=True))
+    assert torch.equal(layer.expert_weights(range(6)), source.expert_weights(range(6)))
 
 
 def test_fewer_groups_than_top_k_is_refused_by_name(mixtral: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stun_exp.checkpoint import Checkpoint
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
-from stun_exp.moe.statistics import Coactivation, ExpertTokens
+from stun_exp.moe.statistics import Coactivation, ExpertTokens, MeanOutputs, RoutedOutputs
 from stun_exp.stream import Step, Walk
 
 CPU = torch.device("cpu")
@@ -145,3 +145,103 @@ def test_coactivation_sums_to_two_per_token_at_top_2(checkpoint: Checkpoint, tok
     with observe(step.layer, [coactivation]):
         run(step)
     assert float(coactivation.count_EE.sum()) == 2 * tokens_BT.numel()
+
+
+class EveryExpert(Everything):
+    """Keeps every expert's output for all tokens, chunk by chunk, with the routing it came with."""
+
+    def __init__(self, chunk_tokens: int) -> None:
+        super().__init__()
+        self.chunk_tokens = chunk_tokens
+        self.chunks: list[tuple[Tensor, ...]] = []
+        self.parts: list[tuple[int, Call]] = []
+
+    def expert(self, expert: int, x_ND: Tensor, h_NF: Tensor, y_ND: Tensor, weight_N: Tensor) -> None:
+        self.parts.append((expert, Call(x_ND, h_NF, y_ND, weight_N)))
+
+    def all_experts(
+        self, y_ETD: Tensor, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
+    ) -> None:
+        self.chunks.append((y_ETD.transpose(0, 1).clone(), router_logits_TE, topk_index_TK, topk_weight_TK))
+
+
+CHUNKS = pytest.mark.parametrize("chunk_tokens", [1, 50, 128, 1000])
+
+
+@CHUNKS
+def test_every_expert_on_every_token_equals_each_expert_alone(
+    checkpoint: Checkpoint, tokens_BT: Tensor, chunk_tokens: int
+) -> None:
+    """128 tokens in chunks that divide them or not: all are seen once, in order, with their own routing."""
+    step = last_step(checkpoint, tokens_BT)
+    entered: list[Tensor] = []
+    hook = step.layer.experts.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    seen = EveryExpert(chunk_tokens)
+    with observe(step.layer, [seen]):
+        run(step)
+    hook.remove()
+    assert [len(chunk[0]) for chunk in seen.chunks[:-1]] == [chunk_tokens] * (len(seen.chunks) - 1)
+    y_TED, logits_TE, index_TK, weight_TK = (torch.cat(parts) for parts in zip(*seen.chunks, strict=True))
+    for expert in range(6):
+        alone_TD = step.layer.experts(entered[0], torch.full((128, 1), expert), torch.ones(128, 1))
+        torch.testing.assert_close(y_TED[:, expert], alone_TD)
+    assert torch.equal(logits_TE, seen.logits_TE)
+    assert torch.equal(index_TK, seen.index_TK)
+    assert torch.equal(weight_TK, seen.weight_TK)
+
+
+@CHUNKS
+def test_running_every_expert_leaves_the_outputs_as_they_are(
+    checkpoint: Checkpoint, tokens_BT: Tensor, chunk_tokens: int
+) -> None:
+    """The sum is over the chosen experts alone, and a statistic that wants no more sees what it always sees."""
+    step = last_step(checkpoint, tokens_BT)
+    plain = run(step)
+    chosen, every = Everything(), EveryExpert(chunk_tokens)
+    with observe(step.layer, [chosen]):
+        run(step)
+    with observe(step.layer, [every]):
+        observed = run(step)
+    torch.testing.assert_close(observed, plain, rtol=1e-5, atol=1e-5)
+    for expert, call in chosen.calls.items():
+        parts = [part for number, part in every.parts if number == expert]
+        for whole, pieces in zip(call, zip(*parts, strict=True), strict=True):
+            torch.testing.assert_close(torch.cat(pieces), whole)
+
+
+def test_the_smallest_chunk_asked_for_bounds_the_memory(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
+    """Two statistics with different wishes get the same chunks; one without a wish gets none."""
+    step = last_step(mixtral, tokens_BT)
+    small, large = EveryExpert(40), EveryExpert(100)
+    with observe(step.layer, [ExpertTokens(6), large, small]):
+        run(step)
+    assert [len(chunk[0]) for chunk in large.chunks] == [len(chunk[0]) for chunk in small.chunks] == [40, 40, 40, 8]
+
+
+def test_mean_outputs_do_not_depend_on_the_chunk(
+    mixtral: Checkpoint, tokens_BT: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = []
+    for chunk_tokens in (1024, 7):
+        monkeypatch.setattr(MeanOutputs, "chunk_tokens", chunk_tokens)
+        step, outputs = last_step(mixtral, tokens_BT), MeanOutputs()
+        with observe(step.layer, [outputs]):
+            run(step)
+        assert outputs.num_tokens == tokens_BT.numel()
+        means.append(outputs.mean_ED())
+    torch.testing.assert_close(*means, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["chosen experts", "every expert"])
+def test_routed_outputs_are_what_the_experts_give(checkpoint: Checkpoint, tokens_BT: Tensor, every: bool) -> None:
+    """Without a shared expert's part, and without the residual; last call of a batch."""
+    step = last_step(checkpoint, tokens_BT)
+    given: list[Tensor] = []
+    hook = step.layer.experts.register_forward_hook(lambda module, args, output: given.append(output.clone()))
+    run(step)
+    outputs = RoutedOutputs()
+    with observe(step.layer, [outputs, *([EveryExpert(50)] if every else [])]):
+        run(step)
+    hook.remove()
+    (found_TD,) = outputs.outputs_TD
+    torch.testing.assert_close(found_TD, given[0], rtol=1e-5, atol=1e-5)

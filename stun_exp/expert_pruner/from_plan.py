@@ -1,0 +1,90 @@
+"""Replay the plan of another run: what it decided is done again, without deciding."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import field_validator
+
+from stun_exp.component import Component
+from stun_exp.moe.plan import LayerPlan, Plan, router_digest
+
+if TYPE_CHECKING:
+    from stun_exp.expert_pruner.protocol import ExpertSource
+    from stun_exp.moe.observe import Statistic
+
+Recorded = dict[int, tuple[LayerPlan, str]]
+"""Layer -> its plan, and the digest of the router that it was made for."""
+
+
+class FromPlan(Component):
+    """Does what a plan.json says, for the model that it was made for; needs no data."""
+
+    path: str
+    """A run's plan.json, or its folder."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_plan(cls, path: str) -> str:
+        """`path`, which can be read."""
+        read_plan(path)
+        return path
+
+    @cached_property
+    def recorded(self) -> Recorded:
+        return read_plan(self.path)
+
+    @property
+    def ratio(self) -> float:
+        """Share of the routed experts that the plan removes, merged ones included."""
+        plans = [plan for plan, _ in self.recorded.values()]
+        return sum(plan.num_experts - len(plan.groups) for plan in plans) / sum(plan.num_experts for plan in plans)
+
+    def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
+        return []
+
+    def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> LayerPlan:
+        if layer.index not in self.recorded:
+            raise self._another_model(f"it says nothing of layer {layer.index}, which has {layer.num_experts} experts")
+        plan, router = self.recorded[layer.index]
+        if plan.num_experts != layer.num_experts:
+            raise self._another_model(
+                f"layer {layer.index} has {plan.num_experts} experts there and {layer.num_experts} here"
+            )
+        if (digest := router_digest(layer.router_rows_ED())) != router:
+            raise self._another_model(f"layer {layer.index}'s router has digest {router} there and {digest} here")
+        return plan
+
+    def plan(self, findings: list[LayerPlan]) -> Plan:
+        if surplus := sorted(self.recorded.keys() - {plan.layer for plan in findings}):
+            raise self._another_model(f"it plans layer {', '.join(map(str, surplus))}, where this one has no experts")
+        return Plan(findings)
+
+    def _another_model(self, difference: str) -> ValueError:
+        return ValueError(
+            f"expert_pruner.path={self.path}: the plan was made for another model: {difference}; "
+            "give a plan of this model, or the model of the plan"
+        )
+
+
+def read_plan(path: str) -> Recorded:
+    """The content of a plan.json, given as a file or by its folder; ValueError if it is missing or damaged."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file /= "plan.json"
+    if not file.is_file():
+        raise ValueError("no such file" if file == Path(path).expanduser() else "no plan.json in this folder")
+    try:
+        layers = json.loads(file.read_text())["layers"]
+        recorded = {entry["layer"]: (_layer_plan(entry), str(entry["router"])) for entry in layers}
+        if not 0 < len(recorded) == len(layers):
+            raise ValueError("no layer, or one of them twice")
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"cannot be read as a plan ({error!r}); give a plan.json as a run writes it") from error
+    return recorded
+
+
+def _layer_plan(entry: dict[str, object]) -> LayerPlan:
+    fields = {name: value for name, value in entry.items() if name != "router"}
+    return LayerPlan(**fields)  # type: ignore[arg-type]
