@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DeepseekV3Config, PreTrainedModel
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer
 
 from stun_exp.checkpoint import Checkpoint, load_pruned
+from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.layers import MoELayer, decoder_layers
 from stun_exp.moe.plan import LayerPlan
 from stun_exp.unstructured_pruner.wanda import Wanda
@@ -233,3 +235,51 @@ def test_permuting_experts_commutes_with_pruning_their_weights(checkpoint: Check
     permuted_first.regroup([[expert] for expert in order])
     prune(permuted_first, lambda expert: order[expert])
     assert torch.equal(pruned_first.expert_weights(range(6)), permuted_first.expert_weights(range(6)))
+
+
+@pytest.fixture
+def group_limited() -> MoELayer:
+    """A DeepSeek-V3 layer: 12 experts in 3 groups of 4, of which a token may choose 2, and 4 experts in those."""
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        hidden_size=16,
+        moe_intermediate_size=8,
+        n_routed_experts=12,
+        num_local_experts=12,
+        n_group=3,
+        topk_group=2,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        first_k_dense_replace=0,
+    )
+    config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
+    module = DeepseekV3DecoderLayer(config, 0).requires_grad_(False).eval()
+    for parameter in module.parameters():
+        parameter.normal_(std=0.5)
+    rows = ("weight", "e_score_correction_bias")
+    return MoELayer(module, 0, MoEFamily(model_type="deepseek_v3", num_experts_key="", router_rows=rows))
+
+
+def test_a_group_limited_router_keeps_its_groups(group_limited: MoELayer) -> None:
+    """The third expert of each group is never chosen: without it, every token is served as before."""
+    gone = [2, 6, 10]
+    group_limited.router.e_score_correction_bias[gone] = -100.0
+    hidden = torch.randn(1, 50, 16)
+    before = group_limited.block(hidden)
+    group_limited.regroup([[expert] for expert in range(12) if expert not in gone])
+    assert (group_limited.num_experts, group_limited.num_groups) == (9, 3)
+    torch.testing.assert_close(group_limited.block(hidden), before)
+
+
+def test_groups_that_become_unequal_are_refused(group_limited: MoELayer) -> None:
+    """The router splits its rows into equal groups: with 3, 4 and 4 it would crash, or mix neighbours."""
+    with pytest.raises(ValueError, match=r"layer 0: .* 3 groups of 4 experts, and the plan leaves \[2, 4, 3\]"):
+        group_limited.regroup([[expert] for expert in range(12) if expert not in (0, 1, 11)])
+
+
+def test_a_group_limited_router_needs_two_experts_a_group(group_limited: MoELayer) -> None:
+    """4 experts from 2 groups are 2 of each, and a group is ranked by its best two."""
+    assert group_limited.min_experts == 6
+    with pytest.raises(ValueError, match="layer 0: 3 of 12 experts would remain; the router needs 6"):
+        group_limited.regroup([[0], [4], [8]])
