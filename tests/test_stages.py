@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree
@@ -23,6 +24,7 @@ from stun_exp.moe.layers import MoELayer
 from stun_exp.stages import (
     WeightStage,
     count_written,
+    even_counts,
     layer_ratios,
     plan_experts,
     prove_it_runs,
@@ -38,7 +40,21 @@ from stun_exp.unstructured_pruner.wanda import Wanda
 CPU = torch.device("cpu")
 WANDA = Wanda(attention=True)
 KEEP_EXPERTS = KeepAllExperts()
-FIFTH = STUN(ratio=0.2, lambda1=1.0, lambda2=0.5, kappa=3)
+FIFTH = STUN(
+    ratio=0.2,
+    lambda1=1.0,
+    lambda2=0.5,
+    lambda_weights=0.0,
+    lambda_outputs=0.0,
+    router_scale="none",
+    coactivation_scale="mean",
+    linkage="complete",
+    budget="global",
+    representative="nearest",
+    kappa=3,
+    kappa_on="clusters",
+    laboratory=False,
+)
 
 
 class Pruned:
@@ -260,3 +276,34 @@ def test_a_model_without_experts_is_refused(
     (dense / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="no layer has experts"):
         Pruned(Checkpoint(dense, None), tokens_BT, tmp_path / "out", 0.5)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What `even_counts` looks at."""
+
+    index: int
+    num_experts: int
+    min_experts: int = 2
+    top_k: int = 2
+    num_groups: int = 1
+
+
+def test_an_even_budget_is_exact_in_total() -> None:
+    """0.2 of 32 is 6.4: rounded alone, four layers would lose 24 and not 26 of 128."""
+    assert even_counts([Counts(i, 32) for i in range(4)], 0.2) == [26, 25, 26, 25]
+    assert even_counts([Counts(0, 8), Counts(1, 16), Counts(2, 4)], 0.25) == [6, 12, 3]
+    assert even_counts([Counts(i, 8) for i in range(3)], 0.0) == [8, 8, 8]
+
+
+def test_an_even_budget_takes_equally_many_from_each_group() -> None:
+    """A quarter of 32 in 4 groups is 2 of each; a tenth is 3.2 a layer, so some layers lose more and some none."""
+    assert even_counts([Counts(0, 32, num_groups=4)], 0.25) == [24]
+    counts = even_counts([Counts(i, 32, num_groups=4) for i in range(10)], 0.1)
+    assert all(count % 4 == 0 for count in counts)
+    assert sum(counts) == 288
+
+
+def test_a_ratio_that_leaves_a_layer_too_few_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ratio=0.9 leaves 1 of 8 experts in layer 5; the router needs 2 \(top_k=2\)"):
+        even_counts([Counts(5, 8)], 0.9)

@@ -1,102 +1,43 @@
-"""STUN's expert stage against brute force and by hand."""
+"""STUN's expert stage: each setting by hand, and what it costs."""
 
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from stun_exp.checkpoint import Checkpoint
-from stun_exp.expert_pruner.clustering import clusters_under_budget, distance, representative
 from stun_exp.expert_pruner.stun import STUN
+from stun_exp.moe.observe import Statistic
 from stun_exp.moe.plan import Plan
-from stun_exp.moe.statistics import Coactivation
+from stun_exp.moe.statistics import Coactivation, ExpertActivity, MeanOutputs
 
-Clusters = list[list[int]]
 Planned = Callable[..., Plan]
 
-
-def random_distances(num_experts: int, seed: int, low: float = 0.0) -> np.ndarray:
-    upper = np.triu(np.random.default_rng(seed).uniform(low, 1.0, (num_experts, num_experts)), 1)
-    return upper + upper.T
-
-
-def greedy(distances: Sequence[np.ndarray], min_clusters: Sequence[int], num_removed: int) -> list[Clusters]:
-    """The oracle: again and again, of all pairs of clusters in all layers, merge the two that are nearest."""
-    layers = [[[expert] for expert in range(len(d))] for d in distances]
-    for _ in range(num_removed):
-        _, layer, left, right = min(
-            (max(d[i, j] for i in a for j in b), number, a, b)
-            for number, (d, clusters) in enumerate(zip(distances, layers, strict=True))
-            if len(clusters) > min_clusters[number]
-            for a, b in combinations(clusters, 2)
-        )
-        layers[layer].remove(left)
-        layers[layer].remove(right)
-        layers[layer].append(sorted(left + right))
-    return [sorted(clusters) for clusters in layers]
+PAPER: dict[str, Any] = {
+    "lambda1": 1.0,
+    "lambda2": 0.0,
+    "lambda_weights": 0.0,
+    "lambda_outputs": 0.0,
+    "router_scale": "none",
+    "coactivation_scale": "mean",
+    "linkage": "complete",
+    "budget": "global",
+    "representative": "nearest",
+    "kappa": 0,
+    "kappa_on": "clusters",
+    "laboratory": False,
+}
 
 
-@pytest.mark.parametrize("low", [0.0, -3.0], ids=["distances", "coactivation makes them negative"])
-@pytest.mark.parametrize("seed", range(3))
-def test_clusters_equal_brute_force_for_every_budget(seed: int, low: float) -> None:
-    """One threshold for all layers, each with its own size, and none below top_k: every budget is hit exactly."""
-    sizes, least = [6, 9, 4, 7], [2, 3, 2, 1]
-    distances = [random_distances(size, 10 * seed + layer, low) for layer, size in enumerate(sizes)]
-    for num_removed in range(sum(sizes) - sum(least) + 1):
-        clusters = clusters_under_budget(distances, least, num_removed)
-        assert clusters == greedy(distances, least, num_removed)
-        assert sum(map(len, clusters)) == sum(sizes) - num_removed
-        assert all(len(c) >= k for c, k in zip(clusters, least, strict=True))
+def stun(ratio: float, **settings: Any) -> STUN:
+    return STUN(ratio=ratio, **PAPER | settings)
 
 
-def test_clusters_are_nested_as_the_budget_rises() -> None:
-    """Who is together stays together: what makes one clustering serve a whole sweep."""
-    distances = [random_distances(8, seed) for seed in range(3)]
-    finer = clusters_under_budget(distances, [1, 1, 1], 0)
-    for num_removed in range(1, 22):
-        coarser = clusters_under_budget(distances, [1, 1, 1], num_removed)
-        for fine, coarse in zip(finer, coarser, strict=True):
-            assert all(any(set(small) <= set(large) for large in coarse) for small in fine)
-        finer = coarser
-
-
-def test_one_threshold_means_that_alike_layers_lose_more() -> None:
-    """All pairs of layer 0 are nearer than any of layer 1, so it gives all four experts of the budget."""
-    near, far = 0.1 * random_distances(6, 0), 1 + random_distances(6, 1)
-    clusters = clusters_under_budget([near, far], [2, 2], 4)
-    assert [len(layer) for layer in clusters] == [2, 6]
-
-
-def test_complete_linkage_looks_at_all_cross_pairs() -> None:
-    """On a line at 0, 1, 2.1, 3.5, single linkage would chain 0-1-2.1: its gap of 1.1 is below that of 2.1 and 3.5."""
-    points = np.array([0.0, 1.0, 2.1, 3.5])
-    line = np.abs(points[:, None] - points[None])
-    assert clusters_under_budget([line], [1], 2) == [[[0, 1], [2, 3]]]
-
-
-def test_equal_heights_are_taken_layer_by_layer() -> None:
-    """All distances alike: any choice is as good, so it must be the same on every machine."""
-    alike = [np.ones((4, 4)) - np.eye(4)] * 3
-    counts = [[len(c) for c in clusters_under_budget(alike, [2, 2, 2], n)] for n in range(7)]
-    assert counts == [[4, 4, 4], [3, 4, 4], [2, 4, 4], [2, 3, 4], [2, 2, 4], [2, 2, 3], [2, 2, 2]]
-    assert clusters_under_budget(alike, [2, 2, 2], 5) == clusters_under_budget(alike, [2, 2, 2], 5)
-
-
-def test_more_than_top_k_allows_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"9 experts are to go, but only 8 can.*expert_pruner.ratio"):
-        clusters_under_budget([random_distances(6, 0)] * 2, [2, 2], 9)
-
-
-def test_distances_are_left_as_they_were() -> None:
-    negative = random_distances(5, 0, -2.0)
-    before = negative.copy()
-    clusters_under_budget([negative], [1], 2)
-    assert np.array_equal(negative, before)
+def column(*values: float) -> Tensor:
+    return torch.tensor(values)[:, None]
 
 
 def coactivation(count_EE: list[list[int]]) -> Coactivation:
@@ -105,59 +46,18 @@ def coactivation(count_EE: list[list[int]]) -> Coactivation:
     return statistic
 
 
-def test_router_distance_by_hand() -> None:
-    """Rows (0, 0), (3, 4), (3, 0): 5, 3 and 4, each times lambda1."""
-    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]])
-    assert distance(rows, None, 2.0, 0.0).tolist() == [[0, 10, 6], [10, 0, 8], [6, 8, 0]]
+def activity(tokens_E: list[int], gated_norm_E: list[float]) -> ExpertActivity:
+    statistic = ExpertActivity(len(tokens_E))
+    statistic.count_E = torch.tensor(tokens_E, dtype=torch.float64)
+    statistic.gated_norm_E = torch.tensor(gated_norm_E, dtype=torch.float64)
+    statistic.gate_E = statistic.count_E / 2
+    return statistic
 
 
-def test_coactivation_is_divided_by_its_mean_over_all_entries() -> None:
-    """Counts 6 and 3 over 9 entries, zero diagonal included: the mean is 18 / 9 = 2, so a = 3 and 1.5."""
-    together = coactivation([[0, 6, 0], [6, 0, 3], [0, 3, 0]])
-    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]])
-    assert distance(rows, together, 0.0, 1.0).tolist() == [[0, -3, 0], [-3, 0, -1.5], [0, -1.5, 0]]
-    assert distance(rows, together, 1.0, 2.0).tolist() == [[0, 5 - 6, 3], [5 - 6, 0, 4 - 3], [3, 4 - 3, 0]]
-
-
-def test_coactivation_does_not_depend_on_the_amount_of_text() -> None:
-    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    once, tenfold = (
-        coactivation([[0, 6, 1], [6, 0, 3], [1, 3, 0]]),
-        coactivation([[0, 60, 10], [60, 0, 30], [10, 30, 0]]),
-    )
-    np.testing.assert_allclose(distance(rows, once, 1.0, 1.0), distance(rows, tenfold, 1.0, 1.0))
-
-
-def test_coactivation_that_never_happened_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"lambda2.*top-1 routing"):
-        distance(torch.eye(3), Coactivation(3), 1.0, 1.0)
-
-
-def test_small_distances_of_large_rows_survive() -> None:
-    """The matrix-product form of the distance, or fp32, would call rows that differ by 1e-3 at 1e4 equal."""
-    rows = torch.full((2, 64), 1e4, dtype=torch.float64)
-    rows[1, 0] += 1e-3
-    assert distance(rows, None, 1.0, 0.0)[0, 1] == pytest.approx(1e-3)
-
-
-def test_representative_is_nearest_to_the_mean() -> None:
-    """0, 3, 9 on a line: the mean is 4, so 3 stays."""
-    assert representative(torch.tensor([[0.0], [9.0], [3.0]])) == 2
-
-
-def test_of_a_pair_the_first_stays_whatever_the_rounding() -> None:
-    """Both are equally far from their mean; without the tolerance, rounding would decide on each machine anew."""
-    for seed in range(50):
-        pair = torch.randn(2, 1000, generator=torch.Generator().manual_seed(seed))
-        assert representative(pair) == representative(pair.flip(0)) == 0
-
-
-def column(*values: float) -> Tensor:
-    return torch.tensor(values)[:, None]
-
-
-def stun(ratio: float, *, lambda1: float = 1.0, lambda2: float = 0.0, kappa: int = 0) -> STUN:
-    return STUN(ratio=ratio, lambda1=lambda1, lambda2=lambda2, kappa=kappa)
+def mean_outputs(*rows: list[float]) -> MeanOutputs:
+    statistic = MeanOutputs()
+    statistic.sum_ED, statistic.num_tokens = torch.tensor(rows, dtype=torch.float64), 1
+    return statistic
 
 
 @pytest.fixture
@@ -221,16 +121,136 @@ def test_permuting_experts_permutes_the_plan(kappa: int, planned: Planned, sourc
 
 
 def test_lambdas_of_zero_leave_no_similarity() -> None:
-    with pytest.raises(ValidationError, match="lambda1 and lambda2 are both 0"):
-        stun(0.2, lambda1=0.0, lambda2=0.0)
+    with pytest.raises(ValidationError, match="lambda1, lambda2, lambda_weights and lambda_outputs are all 0"):
+        stun(0.2, lambda1=0.0)
 
 
-def test_only_coactivation_needs_data(source: Any) -> None:
+def clusters(plan: Plan) -> list[list[list[int]]]:
+    """The clusters of each layer, of which a plan names only the survivors."""
+    return [layer["clusters"] for layer in plan.files["clusters.json"]["layers"]]
+
+
+def test_each_term_of_the_similarity_by_hand(source: Any) -> None:
+    """Three experts: rows at 0, 1, 3; coactivation 6 and 3, of mean 2; weights at 0, 4, 5; mean outputs at 0, 7, 9."""
+    layer = source(0, column(0, 1, 3), column(0, 4, 5))
+    statistics: list[Statistic] = [coactivation([[0, 6, 0], [6, 0, 3], [0, 3, 0]]), mean_outputs([0], [7], [9])]
+
+    def distances(**settings: Any) -> list[float]:
+        found = stun(0.2, **settings).examine(layer, statistics, 2).distance_EE
+        assert (found == found.T).all()
+        return [found[0, 1], found[0, 2], found[1, 2]]
+
+    assert distances() == [1, 3, 2]
+    assert distances(lambda1=2.0, router_scale="frobenius") == pytest.approx([x / 10**0.5 for x in (2, 6, 4)])
+    assert distances(lambda1=0.0, lambda2=1.0) == [-3, 0, -1.5]
+    assert distances(lambda1=0.0, lambda2=1.0, coactivation_scale="count") == [-6, 0, -3]
+    assert distances(lambda1=0.0, lambda_weights=2.0) == pytest.approx([8, 10, 2])
+    assert distances(lambda1=0.0, lambda_outputs=1.0) == [7, 9, 2]
+    assert distances(lambda2=1.0, lambda_weights=1.0, lambda_outputs=0.5) == pytest.approx(
+        [1 - 3 + 4 + 3.5, 3 + 5 + 4.5, 2 - 1.5 + 1 + 1]
+    )
+
+
+def test_coactivation_alone_makes_distances_negative_and_works(planned: Planned, source: Any) -> None:
+    """The official README's Arctic setting, (0, 1): 1 and 2 are together most, then 0 and 3."""
+    layer = source(0, torch.randn(4, 2), torch.randn(4, 5))
+    together = coactivation([[0, 1, 1, 5], [1, 0, 9, 0], [1, 9, 0, 0], [5, 0, 0, 0]])
+    for linkage in ("complete", "average", "single", "official"):
+        plan = planned(stun(0.5, lambda1=0.0, lambda2=1.0, linkage=linkage), [layer], [[together]])
+        assert clusters(plan) == [[[0, 3], [1, 2]]], linkage
+
+
+@pytest.mark.parametrize("linkage", ["complete", "official"])
+def test_a_budget_is_the_models_or_each_layers(linkage: str, planned: Planned, source: Any) -> None:
+    """Layer 0 has the near pairs, at 0.1 and 0.2; a budget of two of eight falls on it alone, or on both in turn."""
+    near, far = source(0, column(0, 0.1, 5, 5.2), column(1, 2, 3, 4)), source(1, column(0, 1, 3, 9), column(1, 2, 3, 4))
+    assert clusters(planned(stun(0.25, linkage=linkage), [near, far])) == [[[0, 1], [2, 3]], [[0], [1], [2], [3]]]
+    assert clusters(planned(stun(0.25, linkage=linkage, budget="per_layer"), [near, far])) == [
+        [[0, 1], [2], [3]],
+        [[0, 1], [2], [3]],
+    ]
+
+
+def test_linkages_differ_on_a_chain(planned: Planned, source: Any) -> None:
+    """Rows at 0, 1, 2.1, 3.6: single chains the first three where the others pair the last two."""
+    chain = source(0, column(0, 1, 2.1, 3.6), column(1, 2, 4, 8))
+    for linkage, expected in (
+        ("complete", [[0, 1], [2, 3]]),
+        ("average", [[0, 1], [2, 3]]),
+        ("single", [[0, 1, 2], [3]]),
+    ):
+        assert clusters(planned(stun(0.5, linkage=linkage), [chain])) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("representative", "kept"), [("nearest", [1, 3, 4]), ("frequent", [1, 2, 3]), ("reap", [0, 1, 3])]
+)
+def test_who_represents_a_cluster(representative: str, kept: list[int], planned: Planned, layer_of_five: Any) -> None:
+    """In {0, 2, 4}: 4 is nearest to the mean, 2 has most tokens, 0 the highest mean gated norm, 9 / 3 against 1."""
+    layer_of_five.weights_EP = layer_of_five.weights_EP if representative == "nearest" else None
+    statistics = [activity([3, 1, 8, 1, 8], [9, 1, 8, 1, 8])]
+    (layer,) = planned(stun(0.4, representative=representative), [layer_of_five], [statistics]).layers
+    assert layer.kept == kept
+
+
+@pytest.mark.parametrize(("kappa", "reconstructed"), [(0, False), (3, False), (4, True)])
+def test_kappa_may_count_the_members_of_a_cluster(
+    kappa: int, reconstructed: bool, planned: Planned, layer_of_five: Any
+) -> None:
+    """The cluster of three is below 4, not below 3; single experts are their own mean."""
+    (layer,) = planned(stun(0.4, kappa=kappa, kappa_on="size"), [layer_of_five]).layers
+    assert layer.groups == [[1], [3], [0, 2, 4] if reconstructed else [4]]
+
+
+def test_kappa_on_size_spares_the_larger_clusters(planned: Planned, source: Any) -> None:
+    layer = source(0, column(0, 0.1, 0.2, 9, 9.1), column(1, 2, 3, 4, 5))
+    (plan,) = planned(stun(0.6, kappa=3, kappa_on="size"), [layer]).layers
+    assert plan.groups == [[1], [3, 4]]
+
+
+@pytest.mark.parametrize("linkage", ["complete", "average", "single", "official"])
+def test_groups_of_a_router_lose_equally_many(linkage: str, planned: Planned, source: Any) -> None:
+    """0 and 4 are nearest of all but lie in different groups of four; 5-6 is far, but its group must lose one too."""
+    rows = column(0, 1, 3, 7, 0.01, 10, 12, 20)
+    grouped = source(0, rows, torch.randn(8, 3), num_groups=2)
+    plan = planned(stun(0.25, linkage=linkage), [grouped])
+    assert clusters(plan) == [[[0, 1], [2], [3], [4], [5, 6], [7]]]
+    assert plan.warnings == []
+
+
+def test_a_ratio_that_whole_groups_cannot_hit_is_told(planned: Planned, source: Any) -> None:
+    """Three of eight would go; two groups lose two or four."""
+    grouped = source(0, torch.randn(8, 2), torch.randn(8, 3), num_groups=2)
+    plan = planned(stun(0.375), [grouped])
+    (warning,) = plan.warnings
+    assert "ratio=0.375 would keep 5 of 8 experts; 4 is the nearest" in warning
+    assert len(plan.layers[0].groups) == 4
+
+
+def test_only_what_a_setting_needs_is_gathered(source: Any) -> None:
     layer = source(0, torch.ones(8, 2))
-    assert stun(0.2).statistics(layer) == []
+
+    def kinds(**settings: Any) -> list[type]:
+        return [type(statistic) for statistic in stun(0.2, **settings).statistics(layer)]
+
+    assert kinds() == kinds(lambda_weights=1.0) == []
+    assert kinds(lambda2=0.5) == [Coactivation]
+    assert kinds(lambda_outputs=0.5) == [MeanOutputs]
+    assert kinds(representative="frequent") == kinds(representative="reap") == [ExpertActivity]
+    assert kinds(laboratory=True) == [Coactivation, MeanOutputs, ExpertActivity]
     (statistic,) = stun(0.2, lambda2=0.5).statistics(layer)
     assert isinstance(statistic, Coactivation)
     assert statistic.count_EE.shape == (8, 8)
+
+
+def test_distances_of_weights_read_the_experts_once(planned: Planned, source: Any) -> None:
+    """The distances that make the clusters also tell who is nearest to a mean: 1, 0, 0.5 lie together, 0.5 amid."""
+    layer = source(0, torch.ones(5, 1), column(1, 9, 0, 20, 0.5))
+    read = []
+    layer.expert_weights = lambda experts: read.append(list(experts)) or layer.weights_EP[list(experts)]
+    (plan,) = planned(stun(0.4, lambda1=0.0, lambda_weights=1.0), [layer]).layers
+    assert plan.kept == [1, 3, 4]
+    assert read == [[0, 1, 2, 3, 4]]
 
 
 def test_routers_alone_need_no_forward_pass(checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Any) -> None:
@@ -246,3 +266,15 @@ def test_coactivation_takes_one_forward_pass(checkpoint: Checkpoint, tokens_BT: 
     assert sum(layer.num_experts - len(layer.groups) for layer in plan.layers) == round(
         0.25 * sum(layer.num_experts for layer in plan.layers)
     )
+
+
+@pytest.mark.parametrize("settings", [{"lambda_weights": 1.0}, {"lambda_outputs": 1.0}, {"representative": "reap"}])
+def test_ablations_run_on_every_family(
+    settings: dict[str, Any], checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Any
+) -> None:
+    """Six experts of top-2: running every expert on every token counts as three passes."""
+    plan, forward_passes = plan_and_passes(checkpoint, stun(0.25, **settings), [tokens_BT])
+    expected = 0 if "lambda_weights" in settings else 3 if "lambda_outputs" in settings else 1
+    assert expected * 2 / 3 <= forward_passes <= expected
+    gone = sum(layer.num_experts - len(layer.groups) for layer in plan.layers)
+    assert gone == round(0.25 * sum(layer.num_experts for layer in plan.layers))
