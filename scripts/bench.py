@@ -226,8 +226,7 @@ def stun_budget_vs_restart() -> dict[str, Any]:
         layers = OfficialLayers(distances, [2] * 35)
         threshold = search(layers.total, target)
         assert threshold is not None
-        paths = [run.path for run in layers.at([threshold] * 35)]
-        found["ours"] = (threshold, [path.clusters(len(path.pairs)) for path in paths])
+        found["ours"] = (threshold, [path.clusters(len(path.pairs)) for path in layers.paths(threshold)])
 
     def restart() -> None:
         def total_at(threshold: float) -> int:

@@ -30,12 +30,9 @@ def _tree(distance_EE: np.ndarray, method: Linkage) -> list[tuple[int, int, floa
     """The merges of one group: an expert of either cluster, and the height."""
     if len(distance_EE) < 2:
         return []
-    # scipy wants distances that are not negative; these three linkages are unmoved by adding a constant.
-    shift = min(distance_EE.min(), 0.0)
-    shifted = distance_EE - shift
-    np.fill_diagonal(shifted, 0.0)
-    tree = linkage(squareform(shifted, checks=False), method=method)
+    # Negative distances are as good as any: these linkages only compare and average them.
+    tree = linkage(squareform(distance_EE, checks=False), method=method)
     member = list(range(len(distance_EE)))
     for left, _ in tree[:, :2].astype(int):
         member.append(member[left])  # scipy numbers a new cluster on from the last
-    return [(member[int(left)], member[int(right)], float(height + shift)) for left, right, height, _ in tree]
+    return [(member[int(left)], member[int(right)], float(height)) for left, right, height, _ in tree]

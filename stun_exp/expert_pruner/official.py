@@ -40,7 +40,7 @@ class OfficialRule:
         ascending_LP = flat_LP.argsort(axis=1, kind="stable")
         self.distance_LP = np.take_along_axis(flat_LP, ascending_LP, axis=1)
         self.left_LP, self.right_LP = left_P[ascending_LP], right_P[ascending_LP]
-        # The diagonal holds P, the place of no pair.
+        # The diagonal holds P, the place of no pair; so the column of a cluster's own member is BLOCKED in its row.
         shape = (len(distances_EE), self.num_experts, self.num_experts)
         self.order_LEE = np.full(shape, len(left_P), dtype=np.int32)
         for order_EE, left, right in zip(self.order_LEE, self.left_LP, self.right_LP, strict=True):
@@ -57,7 +57,7 @@ class OfficialRule:
         # A first of BLOCKED says that one of them is not below the threshold; it stays when clusters grow.
         last_LEE = self.order_LEE[source_L]
         first_LEE = np.where(last_LEE < below_L[:, None, None].astype(np.int32), last_LEE, np.int32(BLOCKED))
-        # Whether a pair would pass; it can only cease to. The slot behind the pairs takes what is BLOCKED.
+        # Whether a pair would pass; it can only cease to. BLOCKED falls on the slot behind the last row's pairs.
         passes_LP = np.arange(slots) < below_L[:, None]
         experts, sum_LP = np.arange(num_experts), self.sum_LP[source_L]
         cluster_LE = np.tile(experts, (len(which), 1))
@@ -82,7 +82,6 @@ class OfficialRule:
             first_into, first_gone = first_LEE[live, into], first_LEE[live, gone]
             first, cluster = np.minimum(first_into, first_gone), cluster_LE[live]
             np.copyto(cluster, into[:, None], where=cluster == gone[:, None])
-            np.copyto(first, BLOCKED, where=cluster == into[:, None])
             cluster_LE[live], first_LEE[live, into] = cluster, first
             slot = slot_L[live] + first
             member = sum_LP.take(slot) - experts

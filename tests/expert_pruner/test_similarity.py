@@ -56,6 +56,7 @@ def test_small_distances_of_large_rows_survive() -> None:
 
 def test_weight_distances_in_pieces_equal_distances_of_whole_rows() -> None:
     """More columns than a piece has, and a common offset, which a plain matrix product would drown in."""
-    weights = 100 + 0.01 * torch.randn(4, 2**18 + 7, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    weights = 1e4 + 0.01 * torch.randn(4, 2**18 + 7, generator=generator, dtype=torch.float64)
     weights[3] = weights[1]
     np.testing.assert_allclose(weight_distance(weights), row_distance(weights), rtol=1e-6, atol=1e-6)

@@ -160,28 +160,6 @@ def test_coactivation_alone_makes_distances_negative_and_works(planned: Planned,
         assert clusters(plan) == [[[0, 3], [1, 2]]], linkage
 
 
-@pytest.mark.parametrize("linkage", ["complete", "official"])
-def test_a_budget_is_the_models_or_each_layers(linkage: str, planned: Planned, source: Any) -> None:
-    """Layer 0 has the near pairs, at 0.1 and 0.2; a budget of two of eight falls on it alone, or on both in turn."""
-    near, far = source(0, column(0, 0.1, 5, 5.2), column(1, 2, 3, 4)), source(1, column(0, 1, 3, 9), column(1, 2, 3, 4))
-    assert clusters(planned(stun(0.25, linkage=linkage), [near, far])) == [[[0, 1], [2, 3]], [[0], [1], [2], [3]]]
-    assert clusters(planned(stun(0.25, linkage=linkage, budget="per_layer"), [near, far])) == [
-        [[0, 1], [2], [3]],
-        [[0, 1], [2], [3]],
-    ]
-
-
-def test_linkages_differ_on_a_chain(planned: Planned, source: Any) -> None:
-    """Rows at 0, 1, 2.1, 3.6: single chains the first three where the others pair the last two."""
-    chain = source(0, column(0, 1, 2.1, 3.6), column(1, 2, 4, 8))
-    for linkage, expected in (
-        ("complete", [[0, 1], [2, 3]]),
-        ("average", [[0, 1], [2, 3]]),
-        ("single", [[0, 1, 2], [3]]),
-    ):
-        assert clusters(planned(stun(0.5, linkage=linkage), [chain])) == [expected]
-
-
 @pytest.mark.parametrize(
     ("representative", "kept"), [("nearest", [1, 3, 4]), ("frequent", [1, 2, 3]), ("reap", [0, 1, 3])]
 )
@@ -206,16 +184,6 @@ def test_kappa_on_size_spares_the_larger_clusters(planned: Planned, source: Any)
     layer = source(0, column(0, 0.1, 0.2, 9, 9.1), column(1, 2, 3, 4, 5))
     (plan,) = planned(stun(0.6, kappa=3, kappa_on="size"), [layer]).layers
     assert plan.groups == [[1], [3, 4]]
-
-
-@pytest.mark.parametrize("linkage", ["complete", "average", "single", "official"])
-def test_groups_of_a_router_lose_equally_many(linkage: str, planned: Planned, source: Any) -> None:
-    """0 and 4 are nearest of all but lie in different groups of four; 5-6 is far, but its group must lose one too."""
-    rows = column(0, 1, 3, 7, 0.01, 10, 12, 20)
-    grouped = source(0, rows, torch.randn(8, 3), num_groups=2)
-    plan = planned(stun(0.25, linkage=linkage), [grouped])
-    assert clusters(plan) == [[[0, 1], [2], [3], [4], [5, 6], [7]]]
-    assert plan.warnings == []
 
 
 def test_a_ratio_that_whole_groups_cannot_hit_is_told(planned: Planned, source: Any) -> None:
