@@ -8,8 +8,6 @@ from stun_exp.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stun_exp.expert_pruner.protocol import ExpertSource
     from stun_exp.moe.observe import Statistic
 
@@ -39,8 +37,9 @@ class HCSMoE(Component):
     def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> LayerPlan:
         from scipy.spatial.distance import pdist, squareform
 
+        from stun_exp.expert_pruner.linkage import merge_path
         from stun_exp.expert_pruner.merging import cosine_distance, merge
-        from stun_exp.expert_pruner.scores import check_finite, router_groups
+        from stun_exp.expert_pruner.scores import check_finite
         from stun_exp.moe.observe import one
         from stun_exp.moe.statistics import ExpertTokens, MeanOutputs
 
@@ -48,30 +47,11 @@ class HCSMoE(Component):
         check_finite(layer, "mean expert outputs", mean_ED)
         euclidean = self.distance == "euclidean"
         distance_EE = squareform(pdist(mean_ED.numpy())) if euclidean else cosine_distance(mean_ED @ mean_ED.T)
-        clusters = []
-        for experts in router_groups(layer):
-            block_EE = distance_EE[experts.start : experts.stop, experts.start : experts.stop]
-            found = clusters_of(block_EE, num_kept // layer.num_groups, self.linkage)
-            clusters += [[experts[place] for place in cluster] for cluster in found]
+        path = merge_path(distance_EE, self.linkage, layer.num_groups)
+        clusters = path.clusters(layer.num_experts - num_kept)
         return merge(layer, clusters, one(ExpertTokens, statistics).count_E, aligned=False)
 
     def plan(self, findings: list[LayerPlan]) -> Plan:
         from stun_exp.expert_pruner.merging import merged
 
         return merged(findings)
-
-
-def clusters_of(distance_EE: "np.ndarray", num_clusters: int, linkage: str) -> list[list[int]]:
-    """Exactly `num_clusters` clusters, equal distances or not, by agglomeration."""
-    import numpy as np
-    from scipy.cluster import hierarchy
-    from scipy.spatial.distance import squareform
-
-    num_experts = len(distance_EE)
-    if num_clusters == num_experts:
-        return [[expert] for expert in range(num_experts)]
-    tree = hierarchy.linkage(squareform(distance_EE, checks=False), method=linkage)
-    # Cut by the order of the merges: a cut by height takes merges of equal height all at once.
-    tree[:, 2] = np.arange(len(tree))
-    labels = hierarchy.fcluster(tree, num_experts - num_clusters - 0.5, criterion="distance")
-    return [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]

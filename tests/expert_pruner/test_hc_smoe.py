@@ -5,13 +5,12 @@ from itertools import combinations
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stun_exp.checkpoint import Checkpoint
-from stun_exp.expert_pruner.hc_smoe import HCSMoE, clusters_of
+from stun_exp.expert_pruner.hc_smoe import HCSMoE
 from stun_exp.moe.observe import observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import ExpertTokens, MeanOutputs
@@ -125,10 +124,11 @@ def test_clusters_stay_within_the_groups_of_a_group_limited_router(planned: Plan
     assert plan.groups == [[0, 1], [2, 3]]
 
 
-def test_equal_distances_still_give_as_many_clusters_as_asked() -> None:
-    """A cut by height would take all merges at once, or none."""
-    distance_EE = np.ones((6, 6)) - np.eye(6)
-    assert [len(clusters_of(distance_EE, n, "average")) for n in range(1, 7)] == [1, 2, 3, 4, 5, 6]
+def test_equal_distances_still_give_as_many_clusters_as_asked(planned: Planned, source: Any) -> None:
+    """The corners of a simplex: a cut by height would take all merges at once, or none."""
+    for num_kept in range(1, 7):
+        plan = planned(hc_smoe(1 - num_kept / 6), [source(0, torch.ones(6, 2))], [gathered([1] * 6, torch.eye(6))])
+        assert len(plan.layers[0].groups) == num_kept
 
 
 def test_an_expert_that_gives_nothing_has_a_cosine_distance(planned: Planned, source: Any) -> None:
