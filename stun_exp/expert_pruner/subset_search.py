@@ -31,7 +31,7 @@ class SubsetSearch(ReconstructionPruner):
         facts = {"loss": loss, "gap": None}
         if exact_cost(layer.num_experts, num_removed, layer.renormalises) <= self.gap_max_subsets:
             _, least = exact(losses, num_removed)
-            facts["gap"] = loss / least - 1 if least > 0 else 0.0
+            facts["gap"] = max(loss / least - 1, 0.0) if least > 0 else 0.0  # below 0 by rounding alone
         return removed, facts
 
     def plan(self, findings: list[LayerPlan]) -> Plan:
