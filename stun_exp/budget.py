@@ -100,9 +100,11 @@ def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
     removable = sum(layer.num_experts - layer.min_experts for layer in layers)
     left = round(ratio * total)
     if left > removable:
+        names = ", ".join(str(layer.index) for layer in layers)
+        most = max(layer.min_experts for layer in layers)
         raise ValueError(
-            f"expert_pruner.ratio={ratio:g} removes {left} of {total} experts, which leaves fewer than "
-            f"top_k={layers[0].top_k} in some layer; the ratio can be at most {removable / total:.4f}"
+            f"expert_pruner.ratio={ratio:g} removes {left} of {total} experts; each of the layers {names} must keep {most} "
+            f"(top_k={layers[0].top_k}), so at most {removable} can go; lower the ratio to {removable / total:.4f} or less"
         )
     counts = {}
     for layer in layers:
