@@ -103,8 +103,8 @@ def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
         names = ", ".join(str(layer.index) for layer in layers)
         most = max(layer.min_experts for layer in layers)
         raise ValueError(
-            f"expert_pruner.ratio={ratio:g} removes {left} of {total} experts; each of the layers {names} must keep {most} "
-            f"(top_k={layers[0].top_k}), so at most {removable} can go; lower the ratio to {removable / total:.4f} or less"
+            f"expert_pruner.ratio={ratio:g} removes {left} of {total} experts; each of the layers {names} must keep "
+            f"{most} (top_k={layers[0].top_k}), so {removable} can go: the ratio can be at most {removable / total:.4f}"
         )
     counts = {}
     for layer in layers:
