@@ -14,19 +14,14 @@ from stun_exp.checkpoint import Checkpoint, CheckpointWriter, load_pruned
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.moe.skip import skip_experts
+from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
+from stun_exp.report.diagnostics import Diagnostics
 from stun_exp.report.ledger import Ledger, provenance, write_json
 from stun_exp.report.tables import results_table
-from stun_exp.stages import (
-    LayerCount,
-    WeightStage,
-    count_written,
-    layer_ratios,
-    plan_experts,
-    prove_it_runs,
-    prune_layers,
-)
+from stun_exp.stages import LayerCount, count_written, plan_experts, prove_it_runs
 from stun_exp.stream import Walk
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
+from stun_exp.weight_stage import PrunedLayer, WeightStage, layer_ratios, prune_layers
 
 
 def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
@@ -56,12 +51,15 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
                 f" tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
             )
         tokens = settings.calibration.tokens(tokenizer, settings.seed)
+        training_NT = training_sequences(
+            settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
+        )
         for index in checkpoint.unused_layers():
             ledger.warn(f"layer {index} is on disk but not part of the architecture; it is copied unpruned")
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
         counts = expected_counts(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
-        ratio = budget.weights_ratio() if pruner.prunes else 0.0
+        ratio = _weights_ratio(budget, pruner)
     if settings.dry_run:
         _print_budget(checkpoint, budget, ratio, tokens.num_tokens)
         return
@@ -82,38 +80,40 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
             write_json(out / name, content)
         counts = {layer.layer: len(layer.groups) for layer in plan.layers}
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
-        ratio = budget.weights_ratio() if pruner.prunes else 0.0
+        ratio = _weights_ratio(budget, pruner)
     with ledger.stage("allocate") as cost:
         stage = WeightStage(pruner, scope)
         measured = walk("allocating", plan, stage.needs_data)
-        ratios = layer_ratios(stage, settings.allocation, budget, ratio, measured)
+        ratios = layer_ratios(stage, settings.allocation, budget, ratio, measured, ledger.warn)
         if ratio == 0 and settings.allocation.measures:
             ledger.warn("the allocation has no effect: the weight stage has nothing to prune")
         cost.forward_passes = measured.forward_passes
     with ledger.stage("prune") as cost:
         writer = CheckpointWriter(checkpoint, out / "checkpoint")
         pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
-        starved = prune_layers(stage, ratios, pruning, writer)
+        diagnostics = Diagnostics(stage.prunable)
+        pruning.edit = diagnostics.read(pruning.edit)
+        pruned = prune_layers(stage, ratios, pruning, writer, diagnostics.watch)
         cost.forward_passes = pruning.forward_passes
-        for index, experts in starved.items():
-            ledger.warn(
-                f"layer {index}: no calibration token reached expert {', '.join(map(str, experts))} (numbered after "
-                "the expert stage); pruned by magnitude; raise calibration.num_sequences"
-            )
+        for index, layer in enumerate(pruned):
+            for warning in layer.warnings:
+                ledger.warn(warning)
+            if layer.starved:
+                ledger.warn(
+                    f"layer {index}: fewer than unstructured_pruner.min_tokens={pruner.min_tokens} calibration tokens "
+                    f"reached expert {', '.join(map(str, layer.starved))} (numbered after the expert stage); "
+                    f"starved={pruner.starved} applies; raise calibration.num_sequences"
+                )
     with ledger.stage("recover"):
-        settings.recovery.recover(out / "checkpoint")
+        to_train = PrunedOnDisk(checkpoint, plan, out, device, training_NT, settings.seed, ledger.warn)
+        recovery = settings.recovery.recover(to_train)
     with ledger.stage("verify"):
         written = Checkpoint(out / "checkpoint", None)
         on_disk = count_written(written, scope)
-        sparsity = _measured(budget, on_disk, ratios, settings)
+        sparsity = _measured(budget, on_disk, pruned, settings)
         prove_it_runs(Walk(written, tokens.batches_BT[:1], device, "reloading"))
-        if pruner.prunes and abs(sparsity["achieved"] - settings.sparsity) > TOLERANCE:
-            raise ValueError(f"asked for sparsity={settings.sparsity}, but {sparsity['achieved']:.4f} is on disk")
-        if abs(sparsity["achieved"] - settings.sparsity) > TOLERANCE:
-            ledger.warn(
-                f"unstructured_pruner=none: removing whole experts takes {sparsity['achieved']:.4f} of the weights in "
-                f"scope ({scope}), not sparsity={settings.sparsity}; sparsity_scope=experts counts experts alone"
-            )
+        for warning in _off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
+            ledger.warn(warning)
     with ledger.stage("skip") as cost:
         gating = Walk(written, tokens.batches_BT, device, "measuring gates")
         thresholds = layer_thresholds(settings.skipping, gates, gating)
@@ -141,6 +141,8 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         },
         "experts": {"before": before, "after": after, "ratio": 1 - sum(after) / sum(before)},
         "sparsity": sparsity,
+        "diagnostics": diagnostics.json([layer.measured for layer in ratios]),
+        "recovery": recovery,
         "skipping": skipping_json(thresholds, skips),
         "metrics": metrics_json,
         "cost": ledger.cost(),
@@ -176,25 +178,53 @@ def _apply(plan: Plan | None) -> Any:
     return edit
 
 
-def _measured(budget: Budget, on_disk: list[LayerCount], ratios: list[float], settings: Any) -> dict[str, Any]:
+def _weights_ratio(budget: Budget, pruner: Any) -> float:
+    """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
+    if not pruner.prunes:
+        return 0.0
+    return float(pruner.fixed_ratio or budget.weights_ratio())
+
+
+def _off_target(settings: Any, achieved: float, weights_ratio: float) -> list[str]:
+    """Why the total is not the asked one, if a setting makes it so; ValueError if nothing does."""
+    pruner, asked = settings.unstructured_pruner, f"sparsity={settings.sparsity}"
+    if abs(achieved - settings.sparsity) <= TOLERANCE:
+        return []
+    if not pruner.prunes:
+        return [
+            f"unstructured_pruner=none: removing whole experts takes {achieved:.4f} of the weights in scope "
+            f"({settings.sparsity_scope}), not {asked}; sparsity_scope=experts counts experts alone"
+        ]
+    if pruner.fixed_ratio:
+        return [
+            f"unstructured_pruner.pattern={pruner.pattern} takes {weights_ratio:.4g} of what the expert stage "
+            f"leaves, {achieved:.4f} of the weights in scope in all, not {asked}"
+        ]
+    if not settings.allocation.exact:
+        return [f"this allocation does not keep to the total: {achieved:.4f} of the weights in scope, not {asked}"]
+    raise ValueError(f"asked for {asked}, but {achieved:.4f} is on disk")
+
+
+def _measured(budget: Budget, on_disk: list[LayerCount], pruned: list[PrunedLayer], settings: Any) -> dict[str, Any]:
     """The report's sparsity: what the written files lack, against what was asked."""
-    layers = [
+    layers: list[dict[str, Any]] = [
         {
             "layer": index,
             "weights_in_scope": planned.in_scope,
             "removed": planned.in_scope - found.weights,
             "zeros": found.zeros,
             "sparsity": (planned.in_scope - found.weights + found.zeros) / max(planned.in_scope, 1),
-            "weights_ratio": ratio,
+            "weights_ratio": layer.ratio,
+            "calibration_tokens": layer.tokens,
         }
-        for index, (planned, found, ratio) in enumerate(zip(budget.layers, on_disk, ratios, strict=True))
+        for index, (planned, found, layer) in enumerate(zip(budget.layers, on_disk, pruned, strict=True))
     ]
     return {
         "target": settings.sparsity,
         "scope": settings.sparsity_scope,
         "attention": settings.unstructured_pruner.attention and settings.sparsity_scope != "experts",
-        "achieved": sum(int(layer["removed"]) + int(layer["zeros"]) for layer in layers) / budget.in_scope,
-        "weights_ratio": sum(n.prunable * r for n, r in zip(budget.layers, ratios, strict=True))
+        "achieved": sum(layer["removed"] + layer["zeros"] for layer in layers) / budget.in_scope,
+        "weights_ratio": sum(n.prunable * layer.ratio for n, layer in zip(budget.layers, pruned, strict=True))
         / max(budget.prunable, 1),
         "per_layer": layers,
     }

@@ -1,23 +1,20 @@
-"""The stages of a run that walk the checkpoint: gather, decide, prune, count."""
+"""The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from stun_exp.allocation.protocol import Allocation, Saliencies
-from stun_exp.budget import Budget, Scope, kinds_in_scope
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.budget import Scope, kinds_in_scope
+from stun_exp.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
-from stun_exp.moe.inputs import InputStatistics
-from stun_exp.moe.layers import Matrix, MoELayer
+from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens, observe
 from stun_exp.moe.plan import Plan
-from stun_exp.moe.statistics import ExpertTokens, RoutedOutputs
+from stun_exp.moe.statistics import RoutedOutputs
 from stun_exp.stream import Step, Walk
-from stun_exp.unstructured_pruner.protocol import InputStatistic, UnstructuredPruner
 
 
 class LayerOnDisk:
@@ -112,85 +109,6 @@ def _routed_outputs(step: Step) -> list[Tensor]:
     with observe(step.layer, [outputs]):
         step.forward()
     return outputs.outputs_TD
-
-
-@dataclass(frozen=True)
-class WeightStage:
-    """The second stage: which matrices it touches, and with what."""
-
-    pruner: UnstructuredPruner
-    scope: Scope
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether the pruner looks at inputs, and not at weights alone."""
-        return self.pruner.statistic(1) is not None
-
-    def matrices(self, layer: MoELayer) -> list[Matrix]:
-        kinds = kinds_in_scope(self.scope)
-        if not self.pruner.attention:
-            kinds = kinds - {"attention"}
-        return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
-
-    def observe(self, step: Step) -> tuple[list[Matrix], dict[str, InputStatistic], list[int]]:
-        """Its matrices, the statistic of each feed, and the tokens each expert received; runs it if data is needed."""
-        matrices = self.matrices(step.layer)
-        tokens = ExpertTokens(step.layer.num_experts)
-        if not self.needs_data:
-            return matrices, {}, []
-        statistics = InputStatistics(step.layer, matrices, self._statistic)
-        with observe(step.layer, [statistics, tokens]):
-            step.forward()
-        return matrices, statistics.by_feed, tokens.count_E.tolist()
-
-    def _statistic(self, num_inputs: int) -> InputStatistic:
-        statistic = self.pruner.statistic(num_inputs)
-        assert statistic is not None
-        return statistic
-
-
-def layer_ratios(stage: WeightStage, allocation: Allocation, budget: Budget, ratio: float, walk: Walk) -> list[float]:
-    """The weight ratio of each layer; walks the model only if the allocation measures it and there is any to spread."""
-    sizes = [layer.prunable for layer in budget.layers]
-    if ratio == 0:
-        return [0.0] * len(sizes)
-    measured = []
-    if allocation.measures:
-        for step in walk:
-            matrices, statistics, _ = stage.observe(step)
-            # A dense layer has nothing to prune under sparsity_scope=experts, and nothing to measure.
-            if matrices:
-                measured.append(allocation.measure(_saliencies(stage.pruner, matrices, statistics)))
-    ratios = iter(allocation.allocate(measured, [size for size in sizes if size], ratio))
-    return [next(ratios) if size else 0.0 for size in sizes]
-
-
-def _saliencies(
-    pruner: UnstructuredPruner, matrices: Sequence[Matrix], statistics: Mapping[str, InputStatistic]
-) -> Saliencies:
-    return lambda: (pruner.saliency(matrix.weight_OC, statistics.get(matrix.feed)) for matrix in matrices)
-
-
-def prune_layers(
-    stage: WeightStage, ratios: Sequence[float], walk: Walk, writer: CheckpointWriter
-) -> dict[int, list[int]]:
-    """Prunes and writes layer after layer; the starved experts (no calibration token) of each layer that has any.
-
-    A starved expert's statistic is empty: Wanda's metric would be zero everywhere and erase the left part of each row,
-    so its weights alone decide.
-    """
-    starved: dict[int, list[int]] = {}
-    for step, ratio in zip(walk, ratios, strict=True):
-        if ratio > 0:
-            matrices, statistics, tokens = stage.observe(step)
-            for matrix in matrices:
-                stage.pruner.prune_(matrix.weight_OC, statistics.get(matrix.feed), ratio)
-            step.changed()
-            if 0 in tokens:
-                starved[step.layer.index] = [expert for expert, count in enumerate(tokens) if count == 0]
-        writer.write_layer(step.layer)
-    writer.finish()
-    return starved
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,10 @@ def test_router_only_stun_costs_no_forward_pass(runner: Runner) -> None:
     [
         (("unstructured_pruner=magnitude",), {"allocate": 0, "prune": 0}),
         (("experiment=demo/1_unpruned",), {"allocate": 0, "prune": 0}),
-        # One to gather, one more to feed each layer but the last what its pruned predecessors give.
-        (("unstructured_pruner=wanda",), {"allocate": 1, "prune": 1 + 2 / 3}),
+        # One to gather, and one of the pruned layers, which feeds the next and tells how far each layer's output moved.
+        (("unstructured_pruner=wanda",), {"allocate": 1, "prune": 2}),
+        (("unstructured_pruner=wanda", "unstructured_pruner.inputs=dense"), {"allocate": 1, "prune": 2}),
+        (("unstructured_pruner=moe_pruner", "allocation=uniform"), {"allocate": 0, "prune": 2}),
     ],
 )
 def test_only_what_needs_data_is_charged_with_forward_passes(
@@ -228,20 +230,80 @@ def test_failed_run_leaves_no_report(runner: Runner, tmp_path: Path, monkeypatch
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
-def test_starved_expert_is_named_in_the_report(
-    runner: Runner, tiny_model: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.5), ("3:8", 0.6)])
+def test_a_pattern_takes_its_share_of_what_the_expert_stage_leaves(
+    runner: Runner, pattern: str, sparsity: float
 ) -> None:
+    """The total is then no setting: beside it the asked one is reported as missed, and by how much."""
+    n, m = map(int, pattern.split(":"))
+    asked = (f"sparsity={sparsity}", "expert_pruner.ratio=0.2", f"unstructured_pruner.pattern={pattern}")
+    report = runner(*asked, "allocation=uniform")
+    layers = report["sparsity"]["per_layer"]
+    gone, everything = (sum(layer[key] for layer in layers) for key in ("removed", "weights_in_scope"))
+    assert gone > 0
+    assert report["sparsity"]["weights_ratio"] == n / m
+    assert report["sparsity"]["achieved"] == pytest.approx((gone + (everything - gone) * n / m) / everything)
+    (warning,) = report["warnings"]
+    assert f"unstructured_pruner.pattern={pattern} takes {n / m} of what the expert stage leaves" in warning
+    assert f"{report['sparsity']['achieved']:.4f}" in warning
+    assert warning.endswith(f"not sparsity={sparsity}")
+
+
+def test_a_pattern_alone_can_be_the_total(runner: Runner) -> None:
+    report = runner("sparsity=0.5", "expert_pruner=none", "allocation=uniform", "unstructured_pruner.pattern=2:4")
+    assert report["sparsity"]["achieved"] == 0.5
+    assert report["warnings"] == []
+
+
+def test_patterns_and_pruners_are_checked_and_budgeted_before_any_weight(
+    runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runner("unstructured_pruner=moe_pruner", "unstructured_pruner.pattern=4:8", "dry_run=true") == {}
+    assert "weight stage      0.5000 of the " in capsys.readouterr().out
+    assert runner("unstructured_pruner=magnitude", "unstructured_pruner.group=layer", "dry_run=true") == {}
+
+
+def test_the_text_that_reached_each_expert_is_in_the_report(runner: Runner) -> None:
+    """16 sequences of 32 tokens, two experts each; of the experts that the expert stage left."""
+    report = runner("sparsity=0.4", "expert_pruner.ratio=0.2", "unstructured_pruner=moe_pruner")
+    tokens = [layer["calibration_tokens"] for layer in report["sparsity"]["per_layer"]]
+    assert [len(counts) for counts in tokens] == report["experts"]["after"]
+    assert [sum(counts) for counts in tokens] == [2 * 16 * 32] * 3
+    magnitude = runner("unstructured_pruner=magnitude")["sparsity"]["per_layer"]
+    assert [layer["calibration_tokens"] for layer in magnitude] == [[], [], []]
+
+
+def test_on_dense_inputs_a_run_at_more_sparsity_only_adds_zeros(runner: Runner, tmp_path: Path) -> None:
+    """Whatever else is measured while a layer is pruned must not leak into what the next one sees."""
+    dense = ("unstructured_pruner.inputs=dense", "expert_pruner=none", "allocation=uniform", "save=true")
+    for percent in (30, 70):
+        runner(*dense, f"sparsity=0.{percent}", out=tmp_path / str(percent))
+    few, more = (Checkpoint(tmp_path / f"{percent}/checkpoint", None) for percent in (30, 70))
+    for index in range(3):
+        pairs = zip(few.read_layer(index).matrices(), more.read_layer(index).matrices(), strict=True)
+        assert all(bool((larger.weight_OC == 0)[smaller.weight_OC == 0].all()) for smaller, larger in pairs)
+
+
+@pytest.mark.parametrize("starved", ["every_token", "shared", "magnitude", "dense"])
+def test_starved_expert_is_named_in_the_report(
+    runner: Runner, tiny_model: Callable[[str], Path], tmp_path: Path, starved: str
+) -> None:
+    """With its layer and what was done instead; the total is met all the same, by whatever takes its place."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model("mixtral"))
-    # Two rows far away from every token's direction and opposite each other: whichever is preferred, expert 4 is
-    # never among the two best, because experts 0 and 1 share a large row of either sign.
+    # Two pairs of opposite rows: whatever the token, two logits are above the zero of expert 4.
     rows = model.model.layers[1].mlp.gate.weight.data
     rows[0], rows[1], rows[2], rows[3] = 50 * rows[5], -50 * rows[5], 50 * rows[5], -50 * rows[5]
     rows[4] = 0
     folder = tmp_path / "starved"
     shutil.copytree(tiny_model("mixtral"), folder)
     model.save_pretrained(folder)
-    report = runner(f"model.path={folder}", "expert_pruner=none")
-    assert any("layer 1" in warning and "expert 4" in warning for warning in report["warnings"])
+    report = runner(f"model.path={folder}", "expert_pruner=none", f"unstructured_pruner.starved={starved}")
+    (warning,) = (warning for warning in report["warnings"] if "starved" in warning)
+    assert warning.startswith("layer 1: fewer than unstructured_pruner.min_tokens=1 ")
+    assert " reached expert 4, 5 (" in warning  # 5 is fifty times below the larger of the pair around it
+    assert f"starved={starved} applies" in warning
+    assert report["sparsity"]["per_layer"][1]["calibration_tokens"][4] == 0
+    assert report["sparsity"]["achieved"] == pytest.approx(0.4, abs=1e-3)
 
 
 def test_tracker_failure_does_not_lose_the_run(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stun_exp.allocation.owl import OWL
+from stun_exp.__main__ import CONF
 from stun_exp.allocation.protocol import Allocation
 from stun_exp.allocation.uniform import Uniform
 from stun_exp.budget import Scope, budget_of
@@ -21,24 +24,25 @@ from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun import STUN
 from stun_exp.moe.layers import MoELayer
-from stun_exp.stages import (
-    WeightStage,
-    count_written,
-    even_counts,
-    layer_ratios,
-    plan_experts,
-    prove_it_runs,
-    prune_layers,
-)
+from stun_exp.stages import count_written, even_counts, plan_experts, prove_it_runs
 from stun_exp.stream import Walk
-from stun_exp.unstructured_pruner.magnitude import Magnitude
-from stun_exp.unstructured_pruner.masks import lowest
 from stun_exp.unstructured_pruner.none import KeepAllWeights
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
-from stun_exp.unstructured_pruner.wanda import Wanda
+from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
 
 CPU = torch.device("cpu")
-WANDA = Wanda(attention=True)
+
+
+def built(choice: str, **settings: Any) -> Any:
+    """The component that `group/choice` of conf/ describes, but for the settings given."""
+    config = yaml.safe_load((CONF / f"{choice}.yaml").read_text())
+    module, _, name = config.pop("_target_").rpartition(".")
+    return getattr(import_module(module), name)(**config | settings)
+
+
+WANDA = built("unstructured_pruner/wanda")
+PRUNERS = {name: built(f"unstructured_pruner/{name}") for name in ("wanda", "moe_pruner", "magnitude")}
+OWL = built("allocation/owl", outlier_multiple=3.0)
 KEEP_EXPERTS = KeepAllExperts()
 FIFTH = STUN(
     ratio=0.2,
@@ -89,7 +93,7 @@ class Pruned:
             stage, allocation or Uniform(), self.budget, self.budget.weights_ratio(), self.allocating
         )
         self.pruning = Walk(source, batches_BT, CPU, "pruning", regroup)
-        self.starved = prune_layers(stage, self.ratios, self.pruning, CheckpointWriter(source, out))
+        prune_layers(stage, self.ratios, self.pruning, CheckpointWriter(source, out))
         self.written = Checkpoint(out, None)
         self.scope: Scope = scope
 
@@ -109,8 +113,8 @@ def weights(path: Path) -> dict[str, Tensor]:
     return {key: tensor for file in sorted(path.glob("*.safetensors")) for key, tensor in load_file(file).items()}
 
 
-@pytest.mark.parametrize("pruner", [WANDA, Magnitude(attention=True)], ids=["wanda", "magnitude"])
-@pytest.mark.parametrize("allocation", [Uniform(), OWL(lamda=0.08, outlier_multiple=3.0)], ids=["uniform", "owl"])
+@pytest.mark.parametrize("pruner", PRUNERS.values(), ids=PRUNERS)
+@pytest.mark.parametrize("allocation", [Uniform(), OWL], ids=["uniform", "owl"])
 def test_asked_sparsity_is_counted_on_disk(
     checkpoint: Checkpoint,
     tokens_BT: Tensor,
@@ -136,8 +140,8 @@ def test_every_scope_is_counted_on_disk(
         tmp_path / "out",
         0.4,
         experts=FIFTH,
-        weights=Wanda(attention=attention),
-        allocation=OWL(lamda=0.08, outlier_multiple=3.0),
+        weights=built("unstructured_pruner/wanda", attention=attention),
+        allocation=OWL,
         scope=scope,
     )
     assert pruned.sparsity_on_disk() == pytest.approx(0.4, abs=0.001)
@@ -147,7 +151,14 @@ def test_every_scope_is_counted_on_disk(
 def test_attention_out_of_reach_is_bit_equal(
     checkpoint: Checkpoint, tokens_BT: Tensor, tmp_path: Path, scope: Scope, attention: bool
 ) -> None:
-    pruned = Pruned(checkpoint, tokens_BT, tmp_path / "out", 0.4, weights=Wanda(attention=attention), scope=scope)
+    pruned = Pruned(
+        checkpoint,
+        tokens_BT,
+        tmp_path / "out",
+        0.4,
+        weights=built("unstructured_pruner/wanda", attention=attention),
+        scope=scope,
+    )
     source, written = weights(checkpoint.path), weights(pruned.written.path)
     untouched = [key for key in source if ".self_attn." in key]
     assert untouched
@@ -166,8 +177,7 @@ def test_routers_norms_gates_and_embeddings_are_never_pruned(
 
 def test_nothing_asked_writes_bit_equal_weights(checkpoint: Checkpoint, tokens_BT: Tensor, tmp_path: Path) -> None:
     """0 % is the identity, and costs no measuring."""
-    owl = OWL(lamda=0.08, outlier_multiple=5.0)
-    pruned = Pruned(checkpoint, tokens_BT, tmp_path / "out", 0.0, allocation=owl)
+    pruned = Pruned(checkpoint, tokens_BT, tmp_path / "out", 0.0, allocation=OWL)
     source, written = weights(checkpoint.path), weights(pruned.written.path)
     assert source.keys() == written.keys()
     assert all(torch.equal(source[key], written[key]) for key in source)
@@ -181,82 +191,36 @@ def test_no_pruner_at_all_writes_bit_equal_weights(mixtral: Checkpoint, tokens_B
 
 
 def test_two_runs_write_the_same_bytes(checkpoint: Checkpoint, tokens_BT: Tensor, tmp_path: Path) -> None:
-    owl = OWL(lamda=0.08, outlier_multiple=3.0)
+    gated = PRUNERS["moe_pruner"]
     for name in ("once", "again"):
-        Pruned(checkpoint, tokens_BT, tmp_path / name, 0.5, experts=FIFTH, allocation=owl)
+        Pruned(checkpoint, tokens_BT, tmp_path / name, 0.5, experts=FIFTH, weights=gated, allocation=OWL)
     assert hashes(tmp_path / "once") == hashes(tmp_path / "again")
 
 
 def test_wanda_with_owl_costs_two_passes_at_most(mixtral: Checkpoint, tokens_BT: Tensor, tmp_path: Path) -> None:
     """One to measure, and one and a rerun of each changed layer but the last to prune."""
-    pruned = Pruned(mixtral, tokens_BT, tmp_path / "out", 0.5, allocation=OWL(lamda=0.08, outlier_multiple=3.0))
+    pruned = Pruned(mixtral, tokens_BT, tmp_path / "out", 0.5, allocation=OWL)
     assert pruned.allocating.forward_passes == pytest.approx(1)
     assert pruned.pruning.forward_passes == pytest.approx(5 / 3)
 
 
-def test_a_layer_is_pruned_on_the_outputs_of_its_pruned_predecessors(
-    mixtral: Checkpoint, tokens_BT: Tensor, tmp_path: Path
-) -> None:
-    """Layer 1, pruned again by hand on inputs that come through the written layer 0."""
-    pruned = Pruned(mixtral, tokens_BT, tmp_path / "out", 0.5)
-    steps = Walk(pruned.written, list(tokens_BT.split(3)), CPU, "test")
-    inputs_BTD = [step.hidden_BTD for step in steps][1]
-    layer = mixtral.read_layer(1)
-    norm = WANDA.statistic(16)
-    for hidden_BTD in inputs_BTD:
-        norm.update(layer.module.input_layernorm(hidden_BTD).flatten(0, 1))
-    by_hand = layer.module.self_attn.q_proj.weight.clone()
-    WANDA.prune_(by_hand, norm, 0.5)
-    assert torch.equal(pruned.written.read_layer(1).module.self_attn.q_proj.weight, by_hand)
-
-
+@pytest.mark.parametrize("pruner", PRUNERS.values(), ids=PRUNERS)
 def test_permuting_experts_commutes_with_all_stages(
     checkpoint: Checkpoint,
     write_regrouped: Callable[[Checkpoint, dict[int, list[list[int]]]], Checkpoint],
     tokens_BT: Tensor,
     tmp_path: Path,
+    pruner: UnstructuredPruner,
 ) -> None:
     """Experts carry no meaning in their number: a renumbered model is pruned to the renumbered result."""
     order = [3, 5, 0, 1, 4, 2]
     renumbered = write_regrouped(checkpoint, {2: [[expert] for expert in order]})
-    plain = Pruned(checkpoint, tokens_BT, tmp_path / "plain", 0.5).written.read_layer(2)
-    other = Pruned(renumbered, tokens_BT, tmp_path / "other", 0.5).written.read_layer(2)
+    plain = Pruned(checkpoint, tokens_BT, tmp_path / "plain", 0.5, weights=pruner).written.read_layer(2)
+    other = Pruned(renumbered, tokens_BT, tmp_path / "other", 0.5, weights=pruner).written.read_layer(2)
     plain.regroup([[expert] for expert in order])
     same = plain.expert_weights(range(6)) == other.expert_weights(range(6))
     # Sums of floats in another order may flip a near tie, no more.
     assert float(same.float().mean()) > 0.999
-
-
-@pytest.fixture
-def starving(mixtral_copy: Path) -> Checkpoint:
-    """Expert 5 of layer 1 is never chosen: of two opposite pairs of router rows, two logits are above its zero."""
-    tensors = load_file(mixtral_copy / "model.safetensors")
-    rows = tensors["model.layers.1.block_sparse_moe.gate.weight"]
-    rows[1], rows[2], rows[3], rows[5] = rows[0], -rows[0], -rows[0], 0
-    save_file(tensors, mixtral_copy / "model.safetensors", metadata={"format": "pt"})
-    return Checkpoint(mixtral_copy, None)
-
-
-def test_a_starved_expert_is_reported(starving: Checkpoint, tokens_BT: Tensor, tmp_path: Path) -> None:
-    assert 5 in Pruned(starving, tokens_BT, tmp_path / "out", 0.5).starved[1]
-
-
-def test_a_starved_expert_is_pruned_by_magnitude_in_its_share(
-    starving: Checkpoint, tokens_BT: Tensor, tmp_path: Path
-) -> None:
-    """Wanda's metric is zero there: a stable sort would erase the left half of every row, others skip the expert."""
-    pruned = Pruned(starving, tokens_BT, tmp_path / "out", 0.5)
-    before = {m.name: m.weight_OC for m in starving.read_layer(1).matrices() if ".experts.5." in m.name}
-    after = {m.name: m.weight_OC for m in pruned.written.read_layer(1).matrices() if ".experts.5." in m.name}
-    assert len(after) == 3
-    for name, weight_OC in after.items():
-        assert torch.equal(weight_OC == 0, lowest(before[name].abs(), 0.5))
-        assert bool((weight_OC[:, : weight_OC.shape[1] // 2] != 0).any(dim=1).all())
-    assert pruned.sparsity_on_disk() == pytest.approx(0.5, abs=0.001)
-
-
-def test_nobody_starves_on_enough_text(mixtral: Checkpoint, tokens_BT: Tensor, tmp_path: Path) -> None:
-    assert Pruned(mixtral, tokens_BT, tmp_path / "out", 0.5).starved == {}
 
 
 def test_a_model_that_gives_nan_is_caught_at_its_layer(mixtral_copy: Path, tokens_BT: Tensor) -> None:

@@ -1,12 +1,25 @@
-"""What an allocation is: how the second stage's weight ratio is spread over the layers."""
+"""What an allocation is: how the second stage's weight ratio is spread over the model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-Saliencies = Callable[[], Iterable[Tensor]]
-"""The saliency of each of a layer's matrices, made afresh at each call: together they may be larger than the layer."""
+Saliencies = Sequence[Callable[[], Iterable[Tensor]]]
+"""For each unit of a layer the saliency of its matrices, made afresh at each call: they may be larger than the layer.
+
+A unit is what gets a ratio of its own: the layer, or each of its experts and what is no expert's.
+"""
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """The ratio of each unit of the model, in [0, 1]."""
+
+    ratios: list[float]
+    limited: Mapping[int, str] = field(default_factory=dict)
+    """The units that cannot take the ratio meant for them, by their place: the setting, what it asks, what is set."""
 
 
 class Allocation(Protocol):
@@ -15,10 +28,20 @@ class Allocation(Protocol):
         """Whether `measure` needs to see every layer before `allocate`."""
         ...
 
-    def measure(self, saliencies: Saliencies) -> float:
-        """What the allocation wants to know of one layer."""
+    @property
+    def per_expert(self) -> bool:
+        """Whether each expert is a unit; their saliencies are then divided by the number of tokens seen."""
         ...
 
-    def allocate(self, measured: Sequence[float], prunable: Sequence[int], ratio: float) -> list[float]:
-        """Weight ratio of each layer; weighted by `prunable` parameters their mean is `ratio`."""
+    @property
+    def exact(self) -> bool:
+        """Whether the mean ratio is the asked one."""
+        ...
+
+    def measure(self, saliencies: Saliencies) -> list[float]:
+        """What the allocation wants to know of each unit of one layer."""
+        ...
+
+    def allocate(self, measured: Sequence[float], sizes: Sequence[int], ratio: float) -> Allotment:
+        """The ratio of each unit of the model; if `exact`, their mean weighted by `sizes` is `ratio`."""
         ...

@@ -1,4 +1,4 @@
-"""The same weight ratio in every layer."""
+"""The same weight ratio everywhere."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, ClassVar
 from stun_exp.component import Component
 
 if TYPE_CHECKING:
-    from stun_exp.allocation.protocol import Saliencies
+    from stun_exp.allocation.protocol import Allotment, Saliencies
 
 
 class Uniform(Component):
     measures: ClassVar[bool] = False
+    per_expert: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
 
-    def measure(self, saliencies: "Saliencies") -> float:
+    def measure(self, saliencies: "Saliencies") -> list[float]:
         raise AssertionError("a uniform allocation measures nothing")
 
-    def allocate(self, measured: Sequence[float], prunable: Sequence[int], ratio: float) -> list[float]:
-        return [ratio] * len(prunable)
+    def allocate(self, measured: Sequence[float], sizes: Sequence[int], ratio: float) -> "Allotment":
+        from stun_exp.allocation.protocol import Allotment
+
+        return Allotment([ratio] * len(sizes))

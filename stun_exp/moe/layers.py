@@ -26,6 +26,8 @@ class Matrix:
     feed: str
     """What flows into it: matrices with the same feed see the same inputs, and share one statistic."""
     kind: Kind
+    expert: int | None = None
+    """The routed expert that it belongs to."""
 
 
 class MoELayer:
@@ -102,9 +104,9 @@ class MoELayer:
         for expert in range(self.num_experts):
             up_OC = _out_by_in(self.experts, self.experts.gate_up_proj.detach()[expert])
             for half, weight_FD in _halves(self.experts, up_OC):
-                yield Matrix(f"{prefix}.{expert}.{half}", weight_FD, f"{prefix}.{expert}.in", "expert")
+                yield Matrix(f"{prefix}.{expert}.{half}", weight_FD, f"{prefix}.{expert}.in", "expert", expert)
             down_DF = _out_by_in(self.experts, self.experts.down_proj.detach()[expert])
-            yield Matrix(f"{prefix}.{expert}.down_proj", down_DF, f"{prefix}.{expert}.hidden", "expert")
+            yield Matrix(f"{prefix}.{expert}.down_proj", down_DF, f"{prefix}.{expert}.hidden", "expert", expert)
 
     def linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """The plain linears that pruning may touch: attention, dense and shared feed-forward."""

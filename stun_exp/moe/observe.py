@@ -26,6 +26,12 @@ class Statistic:
     def expert(self, expert: int, x_ND: Tensor, h_NF: Tensor, y_ND: Tensor, weight_N: Tensor) -> None:
         """One expert's tokens: input, hidden state before `down_proj`, unweighted output, router weight."""
 
+    every_token: frozenset[int] = frozenset()
+    """Experts that a statistic also wants to see on tokens not routed to them, by `expert_everywhere`."""
+
+    def expert_everywhere(self, expert: int, x_TD: Tensor, h_TF: Tensor) -> None:
+        """An expert of `every_token` on all tokens of a batch: input, and hidden state before `down_proj`."""
+
     def all_experts(
         self, y_ETD: Tensor, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
     ) -> None:
@@ -128,6 +134,10 @@ def _chosen_experts(
         for statistic in observers:
             statistic.expert(expert, x_ND, h_NF, y_ND, weight_N)
         out_TD.index_add_(0, token, (y_ND * weight_N[:, None]).to(out_TD.dtype))
+    for statistic in observers:
+        for expert in statistic.every_token:
+            h_TF, _ = _run(experts, expert, hidden_TD)
+            statistic.expert_everywhere(expert, hidden_TD, h_TF)
     return out_TD
 
 

@@ -1,12 +1,17 @@
 """No training after pruning."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from stun_exp.component import Component
+
+if TYPE_CHECKING:
+    from stun_exp.recovery.protocol import PrunedModel
 
 
 class NoRecovery(Component):
     """Leaves the pruned checkpoint as it is."""
 
-    def recover(self, checkpoint: Path) -> None:
+    num_sequences: ClassVar[int] = 0
+
+    def recover(self, pruned: "PrunedModel") -> None:
         return None

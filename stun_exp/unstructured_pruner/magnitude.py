@@ -2,29 +2,26 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.unstructured_pruner.saliency import SaliencyPruner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stun_exp.unstructured_pruner.protocol import InputStatistic
+    from stun_exp.unstructured_pruner.protocol import Inputs, InputStatistic, Starved
 
 
-class Magnitude(Component):
-    """|W|, compared within each matrix."""
+class Magnitude(SaliencyPruner):
+    """|W|, compared within each matrix unless set otherwise. It sees no tokens, so no expert is starved for it."""
 
-    prunes: ClassVar[bool] = True
-    attention: bool
+    inputs: ClassVar["Inputs"] = "dense"
+    min_tokens: ClassVar[int] = 0
+    starved: ClassVar["Starved"] = "magnitude"
 
     def statistic(self, num_inputs: int) -> "InputStatistic | None":
         return None
 
-    def saliency(self, weight_OC: "Tensor", statistic: "InputStatistic | None") -> "Tensor":
+    def saliency_statistic(self, num_inputs: int) -> "InputStatistic | None":
+        return None
+
+    def saliency(self, weight_OC: "Tensor", statistic: "InputStatistic | None", per_token: bool = False) -> "Tensor":
         return weight_OC.abs().float()
-
-    def prune_(self, weight_OC: "Tensor", statistic: "InputStatistic | None", sparsity: float) -> None:
-        from stun_exp.unstructured_pruner.masks import lowest
-
-        # One row of all weights: compared within the matrix, ties to the lower index.
-        mask = lowest(self.saliency(weight_OC, statistic).reshape(1, -1), sparsity)
-        weight_OC.masked_fill_(mask.view_as(weight_OC), 0)

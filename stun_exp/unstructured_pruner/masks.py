@@ -3,6 +3,8 @@
 Shapes: R rows that are compared within themselves, C columns, N tokens.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,28 +14,80 @@ DEAD = 1e-20
 
 
 class SquaredNorm:
-    """Sum over tokens of each input squared, (C,) in fp64 on the inputs' device."""
+    """Sum over tokens of each input squared, (C,) in fp64 on the inputs' device.
 
-    def __init__(self, num_inputs: int):
+    `gated` multiplies the inputs of each token with the router's weight for it, where there is one.
+    """
+
+    def __init__(self, num_inputs: int, gated: bool = False):
         self.num_inputs = num_inputs
+        self.gated = gated
         self.num_tokens = 0
         self.sum_C: Tensor | None = None
 
-    def update(self, x_NC: Tensor) -> None:
+    def update(self, x_NC: Tensor, gate_N: Tensor | None = None) -> None:
         if len(x_NC) == 0:
             return
-        squared_C = x_NC.float().square().sum(0).double()
-        self.sum_C = squared_C if self.sum_C is None else self.sum_C + squared_C
+        square_NC = x_NC.float().square()
+        if self.gated and gate_N is not None:
+            square_NC *= gate_N.float().square()[:, None]
+        sum_C = square_NC.sum(0).double()
+        self.sum_C = sum_C if self.sum_C is None else self.sum_C + sum_C
         self.num_tokens += len(x_NC)
 
-    def norm_C(self) -> Tensor:
+    def is_finite(self) -> bool:
+        return self.sum_C is None or bool(self.sum_C.isfinite().all())
+
+    def norm_C(self, per_token: bool = False) -> Tensor:
         """L2 norm of each input over all tokens, fp32, and next to nothing for an input that was always zero.
 
         Next to nothing and not zero, so that among the weights of dead inputs their magnitude decides, and not their
-        place in the row; above all where every input is dead, in an expert that no token reached.
+        place in the row; above all where every input is dead, in an expert that no token reached. `per_token` is the
+        root of the mean square instead.
         """
         sum_C = torch.zeros(self.num_inputs) if self.sum_C is None else self.sum_C
+        if per_token:
+            sum_C = sum_C / max(self.num_tokens, 1)
         return sum_C.sqrt().float().clamp_min(DEAD)
+
+
+def lowest_in_group(saliency_OC: Tensor, ratio: float, group: str) -> Tensor:
+    """Mask (O, C) of the share `ratio` of a matrix: its lowest entries as compared by `group`, exact in number.
+
+    `cumulative` is Wanda's variant: with a row's entries in ascending order, an entry stands for the share of the row's
+    sum that it and those before it make up, and these shares are compared over the whole matrix. The published code
+    searches for the share alpha at which the count is about right.
+    """
+    if group == "row":
+        return lowest(saliency_OC, ratio)
+    if group == "cumulative":
+        ascending = saliency_OC.sort(dim=1, stable=True)
+        sum_OC = ascending.values.double().cumsum(1)
+        share_OC = sum_OC / sum_OC[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)
+        saliency_OC = torch.empty_like(share_OC).scatter_(1, ascending.indices, share_OC)
+    # One row of all weights: compared within the matrix, ties to the lower index.
+    return lowest(saliency_OC.reshape(1, -1), ratio).view_as(saliency_OC)
+
+
+def lowest_together(saliencies: Sequence[Tensor], number: float) -> list[Tensor]:
+    """A mask for each matrix: together the lowest `number` (rounded) of the entries of all of them."""
+    together_1X = torch.cat([saliency.flatten() for saliency in saliencies])[None]
+    mask_X = lowest(together_1X, round(number) / together_1X.numel())[0]
+    pieces = torch.split(mask_X, [saliency.numel() for saliency in saliencies])
+    return [piece.view_as(saliency) for piece, saliency in zip(pieces, saliencies, strict=True)]
+
+
+def lowest_of_neighbours(saliency_OC: Tensor, ratio: float, m: int, name: str) -> Tensor:
+    """Mask (O, C) of the `ratio` m lowest (rounded) of every m neighbouring inputs, ties to the lower column."""
+    rows, columns = saliency_OC.shape
+    if columns % m:
+        raise ValueError(
+            f"unstructured_pruner.pattern: {m} neighbours do not divide the {columns} inputs of {name}; choose one "
+            "that does, or pattern=unstructured"
+        )
+    lowest_first = saliency_OC.view(rows, columns // m, m).argsort(dim=2, stable=True)
+    mask = torch.zeros_like(lowest_first, dtype=torch.bool)
+    return mask.scatter_(2, lowest_first[:, :, : round(ratio * m)], True).view(rows, columns)
 
 
 def lowest(saliency_RC: Tensor, sparsity: float) -> Tensor:

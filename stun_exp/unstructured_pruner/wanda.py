@@ -1,8 +1,10 @@
 """Wanda: weights times the norm of their inputs, compared within each output row (arXiv 2306.11695)."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Literal
 
-from stun_exp.component import Component
+from pydantic import Field
+
+from stun_exp.unstructured_pruner.saliency import SaliencyPruner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,24 +13,31 @@ if TYPE_CHECKING:
     from stun_exp.unstructured_pruner.protocol import InputStatistic
 
 
-class Wanda(Component):
-    """|W_ij| ||x_j||_2. The published code rounds the count down in every row; here the matrix's total is exact."""
+class Wanda(SaliencyPruner):
+    """|W_ij| ||x_j||_2. The published code rounds the count down in every row; here the matrix's total is exact.
 
-    prunes: ClassVar[bool] = True
-    attention: bool
+    Its variant, which takes from each row what makes up a share alpha of the row's saliency, is `group=cumulative`;
+    no search for alpha is needed there.
+    """
+
+    inputs: Literal["pruned", "dense"]
+    """Statistics behind the layers pruned before, as the papers do, or behind dense ones, which serve any sparsity."""
+    min_tokens: int = Field(ge=1)
+    """An expert that fewer calibration tokens reached is starved; 1 means one that none reached."""
+    starved: Literal["every_token", "shared", "magnitude", "dense"]
+    """A starved expert is pruned by what it makes of every token, by the sum of its layer's statistics, by magnitude,
+    or not at all, while the rest of its layer makes up for it."""
 
     def statistic(self, num_inputs: int) -> "SquaredNorm":
         from stun_exp.unstructured_pruner.masks import SquaredNorm
 
         return SquaredNorm(num_inputs)
 
-    def saliency(self, weight_OC: "Tensor", statistic: "InputStatistic | None") -> "Tensor":
+    def saliency_statistic(self, num_inputs: int) -> "SquaredNorm":
+        return self.statistic(num_inputs)
+
+    def saliency(self, weight_OC: "Tensor", statistic: "InputStatistic | None", per_token: bool = False) -> "Tensor":
         from stun_exp.unstructured_pruner.masks import SquaredNorm
 
         assert isinstance(statistic, SquaredNorm)
-        return weight_OC.abs().float() * statistic.norm_C().to(weight_OC.device)
-
-    def prune_(self, weight_OC: "Tensor", statistic: "InputStatistic | None", sparsity: float) -> None:
-        from stun_exp.unstructured_pruner.masks import lowest
-
-        weight_OC.masked_fill_(lowest(self.saliency(weight_OC, statistic), sparsity), 0)
+        return weight_OC.abs().float() * statistic.norm_C(per_token).to(weight_OC.device)

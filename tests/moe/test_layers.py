@@ -14,6 +14,7 @@ from stun_exp.checkpoint import Checkpoint, load_pruned
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.layers import MoELayer, decoder_layers
 from stun_exp.moe.plan import LayerPlan
+from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.wanda import Wanda
 
 Write = Callable[[Checkpoint, dict[int, list[list[int]]]], Checkpoint]
@@ -218,7 +219,9 @@ def test_the_order_of_experts_does_not_matter(
 def test_permuting_experts_commutes_with_pruning_their_weights(checkpoint: Checkpoint) -> None:
     """A pruner that compared across experts, or read a neighbour's statistic, would not commute."""
     order = [3, 5, 0, 1, 4, 2]
-    wanda = Wanda(attention=True)
+    wanda = Wanda(
+        attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"
+    )
 
     def prune(layer: MoELayer, original: Callable[[int], int]) -> MoELayer:
         for matrix in layer.matrices():
@@ -227,7 +230,7 @@ def test_permuting_experts_commutes_with_pruning_their_weights(checkpoint: Check
                 expert = original(int(matrix.name.split(".")[2]))
                 generator = torch.Generator().manual_seed(expert)
                 statistic.update(torch.randn(9, matrix.weight_OC.shape[1], generator=generator))
-            wanda.prune_(matrix.weight_OC, statistic, 0.3)
+            wanda.prune_([Task(matrix.name, matrix.weight_OC, statistic, 0.3)])
         return layer
 
     pruned_first, permuted_first = moe_layer(checkpoint), moe_layer(checkpoint)

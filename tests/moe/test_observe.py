@@ -245,3 +245,49 @@ def test_routed_outputs_are_what_the_experts_give(checkpoint: Checkpoint, tokens
     hook.remove()
     (found_TD,) = outputs.outputs_TD
     torch.testing.assert_close(found_TD, given[0], rtol=1e-5, atol=1e-5)
+
+
+class Everywhere(Everything):
+    """Keeps what chosen experts make of every token."""
+
+    def __init__(self, *experts: int) -> None:
+        super().__init__()
+        self.every_token = frozenset(experts)
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def expert_everywhere(self, expert: int, x_TD: Tensor, h_TF: Tensor) -> None:
+        self.seen.append((expert, x_TD, h_TF))
+
+
+def test_an_expert_can_be_seen_on_tokens_not_routed_to_it(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
+    """All tokens, once a batch, in their order; by each statistic those that it named, and no output changes."""
+    step = last_step(checkpoint, tokens_BT)
+    plain = run(step)
+    entered: list[Tensor] = []
+    hook = step.layer.experts.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    two, one, none = Everywhere(0, 5), Everywhere(5), Everywhere()
+    with observe(step.layer, [two, one, none]):
+        observed = run(step)
+    hook.remove()
+    torch.testing.assert_close(observed, plain, rtol=1e-5, atol=1e-5)
+    weights = {matrix.name: matrix.weight_OC for matrix in step.layer.matrices()}
+    assert [sorted(expert for expert, _, _ in statistic.seen) for statistic in (two, one, none)] == [[0, 5], [5], []]
+    for expert, x_TD, h_TF in (*two.seen, *one.seen):
+        gate, up = (weights[f"mlp.experts.{expert}.{name}_proj"] for name in ("gate", "up"))
+        assert torch.equal(x_TD, entered[0])
+        torch.testing.assert_close(h_TF, nn.functional.silu(x_TD @ gate.T) * (x_TD @ up.T))
+    for statistic in (two, one, none):
+        routed = [int((statistic.index_TK == expert).sum()) for expert in range(6)]
+        assert [len(statistic.calls[expert].x_ND) for expert in range(6)] == routed
+
+
+def test_an_expert_that_nobody_chose_is_seen_on_every_token(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
+    """What a starved expert is pruned by."""
+    step = last_step(mixtral, tokens_BT)
+    never_choose(step.layer, 5)
+    seen = Everywhere(5)
+    with observe(step.layer, [seen]):
+        run(step)
+    ((expert, x_TD, h_TF),) = seen.seen
+    assert (expert, len(x_TD), len(seen.calls[5].x_ND)) == (5, tokens_BT.numel(), 0)
+    assert bool(h_TF.abs().sum(0).gt(0).all())

@@ -1,10 +1,18 @@
 """Masks of the lowest entries: exact counts, stated ties, nested."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.unstructured_pruner.masks import SquaredNorm, lowest
+from stun_exp.unstructured_pruner.masks import (
+    SquaredNorm,
+    lowest,
+    lowest_in_group,
+    lowest_of_neighbours,
+    lowest_together,
+)
 
 
 def oracle(rows: list[list[float]], sparsity: float) -> list[list[bool]]:
@@ -79,6 +87,120 @@ def test_nothing_and_everything() -> None:
     assert int((~lowest(values, 0.97)).sum()) == 1  # 23.28 of 24
 
 
+def published_cumulative(rows: list[list[float]], sparsity: float) -> list[list[bool]]:
+    """Wanda's variant as published: bisect the share alpha of each row's sum that goes, until the count is right."""
+    low, high, alpha = 0.0, 0.8, 0.4
+    while True:
+        mask = []
+        for row in rows:
+            order, total, gone = sorted(range(len(row)), key=lambda c, row=row: (row[c], c)), 0.0, [False] * len(row)
+            for c in order:
+                total += row[c]
+                gone[c] = total <= alpha * sum(row)
+            mask.append(gone)
+        count = sum(map(sum, mask)) / (len(rows) * len(rows[0]))
+        if abs(count - sparsity) <= 0.001 or high - low < 0.001:
+            return mask
+        low, high = (low, alpha) if count > sparsity else (alpha, high)
+        alpha = (low + high) / 2
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.65])
+def test_cumulative_shares_equal_the_published_search_for_alpha(sparsity: float) -> None:
+    """The search stops at about the asked count; at its count the masks are the same, and ours can be had exactly.
+
+    Rows of very different sizes: compared by value over the matrix, the small rows alone would go.
+    """
+    values = saliency(40, 50, ties=False) * torch.logspace(-2, 2, 40)[:, None]
+    searched = torch.tensor(published_cumulative(values.double().tolist(), sparsity))
+    found = float(searched.double().mean())
+    assert found == pytest.approx(sparsity, abs=0.002)
+    assert torch.equal(lowest_in_group(values, found, "cumulative"), searched)
+    assert int(lowest_in_group(values, sparsity, "cumulative").sum()) == round(2000 * sparsity)
+    assert int(searched.sum(1).max() - searched.sum(1).min()) > 1  # unlike per row
+
+
+def test_cumulative_by_hand() -> None:
+    """Shares 0.1, 0.3, 0.6, 1 of a sum of 1, and 1/13, 2/13, 3/13, 1 of one of 13: the four lowest shares go.
+
+    Per row it would be two each. Of the whole matrix it would be by value, and the small row would go.
+    """
+    values = torch.tensor([[0.1, 0.2, 0.3, 0.4], [10.0, 1.0, 1.0, 1.0]])
+    assert lowest_in_group(values, 0.5, "cumulative").int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 1]]
+    assert lowest_in_group(values, 0.5, "row").int().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0]]
+    assert lowest_in_group(values, 0.5, "matrix").int().tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+
+
+def test_a_row_of_zeros_has_no_share_to_lose_and_goes_first() -> None:
+    """0 / 0 must be no NaN, which sorts behind everything."""
+    values = torch.tensor([[1.0, 2.0], [0.0, 0.0], [3.0, 5.0]])
+    assert lowest_in_group(values, 1 / 3, "cumulative").int().tolist() == [[0, 0], [1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("group", ["row", "cumulative", "matrix"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_every_group_is_exact_and_nested(group: str, ties: bool) -> None:
+    values = saliency(9, 13, ties=ties)
+    smaller = torch.zeros(9, 13, dtype=torch.bool)
+    for count in range(9 * 13 + 1):
+        mask = lowest_in_group(values, count / (9 * 13), group)
+        assert int(mask.sum()) == count
+        assert not bool((smaller & ~mask).any())
+        smaller = mask
+
+
+def test_together_the_lowest_of_all_matrices_go() -> None:
+    """Five of ten over two shapes: 0.5 to 3 lie in the first and 1.5 in the second; of the 3s the first goes."""
+    first, second = torch.tensor([[3.0, 9.0, 1.0], [2.0, 0.5, 8.0]]), torch.tensor([[3.0, 7.0], [1.5, 6.0]])
+    masks = lowest_together([first, second], 4.6)
+    assert masks[0].int().tolist() == [[1, 0, 1], [1, 1, 0]]
+    assert masks[1].int().tolist() == [[0, 0], [1, 0]]
+
+
+def test_together_any_count_is_met() -> None:
+    """The count passes through a ratio, which must not lose one on the way back."""
+    matrices = [saliency(7, 11, ties=True), saliency(5, 3, ties=True, seed=1), saliency(1, 1, ties=True)]
+    flat = [value for matrix in matrices for value in matrix.flatten().tolist()]
+    for count in range(94):
+        gone = [entry for mask in lowest_together(matrices, count) for entry in mask.flatten().tolist()]
+        lowest_first = sorted(range(93), key=lambda i: (flat[i], i))[:count]
+        assert [i for i, is_gone in enumerate(gone) if is_gone] == sorted(lowest_first)
+
+
+PATTERNS = [(1, 4), (2, 4), (3, 8), (4, 8), (1, 2), (7, 8)]
+
+
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_n_of_every_m_neighbours_go_and_ties_go_to_the_left(n: int, m: int, ties: bool) -> None:
+    values = saliency(5, 24, ties=ties)
+    mask = lowest_of_neighbours(values, n / m, m, "w")
+    for row, gone in zip(values.tolist(), mask.tolist(), strict=True):
+        for start in range(0, 24, m):
+            order = sorted(range(start, start + m), key=lambda c, row=row: (row[c], c))
+            assert [c for c in range(start, start + m) if gone[c]] == sorted(order[:n])
+
+
+def test_patterns_of_one_m_are_nested() -> None:
+    values = saliency(5, 24, ties=True)
+    masks = [lowest_of_neighbours(values, n / 8, 8, "w") for n in range(9)]
+    assert [int(mask.sum()) for mask in masks] == [15 * n for n in range(9)]
+    assert not any(bool((smaller & ~larger).any()) for smaller, larger in pairwise(masks))
+
+
+def test_neighbours_are_inputs_and_not_outputs_of_a_transposed_view() -> None:
+    """The saliency of transposed experts is no contiguous tensor: neighbours in storage are another row's."""
+    values = saliency(8, 6, ties=False)
+    transposed = lowest_of_neighbours(values.T, 0.5, 4, "w")
+    assert torch.equal(transposed, lowest_of_neighbours(values.T.contiguous(), 0.5, 4, "w"))
+    assert transposed.view(6, 2, 4).sum(2).unique().tolist() == [2]
+
+
+def test_a_width_that_the_pattern_does_not_divide_names_matrix_and_width() -> None:
+    with pytest.raises(ValueError, match=r"pattern: 8 neighbours do not divide the 12 inputs of q_proj; choose"):
+        lowest_of_neighbours(torch.ones(2, 12), 0.5, 8, "q_proj")
+
+
 def test_squared_norm_by_hand() -> None:
     """Columns (3, 4) and (0, 2) over two tokens: norms 5 and 2."""
     norm = SquaredNorm(2)
@@ -105,3 +227,37 @@ def test_bf16_inputs_are_squared_in_fp32() -> None:
     norm = SquaredNorm(1)
     norm.update(torch.ones(257, 1, dtype=torch.bfloat16))
     assert float(norm.norm_C()) == pytest.approx(257**0.5)
+
+
+def test_gates_scale_tokens_and_only_where_asked() -> None:
+    """Inputs 5 and 5 with gates 0.6 and 0.8 are 3 and 4: norm 5. A linear's tokens come without gates."""
+    x, gates = torch.tensor([[5.0], [5.0]]), torch.tensor([0.6, 0.8])
+    gated, plain, linear = SquaredNorm(1, gated=True), SquaredNorm(1), SquaredNorm(1, gated=True)
+    gated.update(x, gates)
+    plain.update(x, gates)
+    linear.update(x)
+    assert float(gated.norm_C()) == pytest.approx(5)
+    assert float(plain.norm_C()) == float(linear.norm_C()) == pytest.approx(50**0.5)
+    assert x.tolist() == [[5.0], [5.0]]  # squared in a copy: the layer goes on with them
+
+
+def test_per_token_is_the_root_of_the_mean_square() -> None:
+    """Tokens seen ten times as often weigh the same; without a token it is next to nothing, not NaN."""
+    once, often = SquaredNorm(2), SquaredNorm(2)
+    once.update(torch.tensor([[3.0, 1.0], [4.0, 7.0]]))
+    for _ in range(10):
+        often.update(torch.tensor([[3.0, 1.0], [4.0, 7.0]]))
+    assert once.norm_C(per_token=True).tolist() == pytest.approx([12.5**0.5, 5.0])
+    assert often.norm_C(per_token=True).tolist() == pytest.approx([12.5**0.5, 5.0])
+    assert often.norm_C().tolist() == pytest.approx([250**0.5, 500**0.5])
+    assert 0 < float(SquaredNorm(1).norm_C(per_token=True)) < 1e-19
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_inputs_that_are_not_finite_or_whose_squares_are_not_are_noticed(value: float) -> None:
+    norm = SquaredNorm(2)
+    assert norm.is_finite()
+    norm.update(torch.tensor([[1.0, 2.0]]))
+    assert norm.is_finite()
+    norm.update(torch.tensor([[1.0, value]]))
+    assert not norm.is_finite()

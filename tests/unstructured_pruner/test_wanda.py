@@ -4,10 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from stun_exp.__main__ import CONF
+from stun_exp.cli import check
+from stun_exp.config import ConfigError
+from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.masks import SquaredNorm
+from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.wanda import Wanda
 
-WANDA = Wanda(attention=True)
+WANDA = Wanda(attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token")
+
+
+def prune(weight_OC: Tensor, statistic: SquaredNorm, ratio: float) -> None:
+    assert WANDA.prune_([Task("matrix", weight_OC, statistic, ratio)]) == []
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -23,7 +32,7 @@ def pruned(weight_OC: Tensor, x_NC: Tensor, sparsity: float) -> Tensor:
     statistic = WANDA.statistic(weight_OC.shape[1])
     statistic.update(x_NC)
     result = weight_OC.clone()
-    WANDA.prune_(result, statistic, sparsity)
+    prune(result, statistic, sparsity)
     return result
 
 
@@ -57,7 +66,7 @@ def test_the_order_of_tokens_and_their_batches_do_not_matter() -> None:
     for batch in x.flip(0).split(7):
         shuffled.update(batch)
     result = weight.clone()
-    WANDA.prune_(result, shuffled, 0.4)
+    prune(result, shuffled, 0.4)
     assert torch.equal(result, pruned(weight, x, 0.4))
 
 
@@ -67,13 +76,57 @@ def test_the_amount_of_text_does_not_matter() -> None:
     assert torch.equal(pruned(weight, torch.cat([x, x, x, x]), 0.4), pruned(weight, x, 0.4))
 
 
-def test_a_starved_matrix_is_pruned_by_magnitude_not_from_the_left() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"group": "row"}, {"group": "cumulative"}, {"group": "matrix"}, {"group": "layer"}, {"pattern": "2:4"}],
+    ids=str,
+)
+def test_a_starved_matrix_is_pruned_by_magnitude_not_from_the_left(settings: dict[str, str]) -> None:
     """No token, no norm: the published code would see zeros, and a stable sort would erase the left half."""
     weight = normal(8, 16)
-    result = pruned(weight, torch.empty(0, 16), 0.5)
-    index = weight.abs().sort(dim=1, stable=True).indices[:, :8]
-    assert torch.equal(result, weight.scatter(1, index, 0.0))
-    assert bool(result[:, :8].any(dim=1).all())
+    ours, magnitude = weight.clone(), weight.clone()
+    with_settings = Wanda(**WANDA.model_dump() | settings)
+    with_settings.prune_([Task("matrix", ours, with_settings.statistic(16), 0.5)])
+    Magnitude(**{"attention": True, "group": "row", "pattern": "unstructured"} | settings).prune_(
+        [Task("matrix", magnitude, None, 0.5)]
+    )
+    assert torch.equal(ours, magnitude)
+    assert int((ours == 0).sum()) == 64
+    assert bool(ours[:, :8].any(dim=1).all())
+
+
+def test_a_row_is_compared_within_itself_whatever_its_size_a_matrix_is_not() -> None:
+    """A row a hundred times larger loses its share per row and by cumulative shares, and nothing in the matrix."""
+    weight, x = normal(2, 40), normal(9, 40, seed=1)
+    weight[1] *= 100
+    zeros = {}
+    for group in ("row", "cumulative", "matrix"):
+        result = weight.clone()
+        statistic = WANDA.statistic(40)
+        statistic.update(x)
+        Wanda(**WANDA.model_dump() | {"group": group}).prune_([Task("matrix", result, statistic, 0.25)])
+        zeros[group] = (result == 0).sum(1).tolist()
+    assert zeros["row"] == [10, 10]
+    assert sum(zeros["cumulative"]) == 20
+    assert min(zeros["cumulative"]) > 5
+    assert zeros["matrix"] == [20, 0]
+
+
+def test_the_same_tokens_more_often_do_not_change_a_saliency_per_token() -> None:
+    """What OWL compares between a rare and a frequent expert; the sum would favour the frequent one."""
+    weight, x = normal(3, 5), integers(8, 5)
+    rare, frequent = WANDA.statistic(5), WANDA.statistic(5)
+    rare.update(x)
+    for _ in range(16):
+        frequent.update(x)
+    torch.testing.assert_close(WANDA.saliency(weight, rare, True), WANDA.saliency(weight, frequent, True))
+    torch.testing.assert_close(4 * WANDA.saliency(weight, rare), WANDA.saliency(weight, frequent))
+
+
+def test_an_expert_without_tokens_is_always_starved() -> None:
+    """min_tokens=0 would prune it by magnitude without a word."""
+    with pytest.raises(ConfigError, match=r"^unstructured_pruner.min_tokens=0: must be at least 1$"):
+        check(["unstructured_pruner.min_tokens=0"], CONF)
 
 
 def test_zero_percent_is_the_identity() -> None:
@@ -93,7 +146,7 @@ def test_weights_that_are_zero_already_count() -> None:
 def test_half_precision_weights_are_pruned_in_their_own_storage(dtype: torch.dtype) -> None:
     weight = normal(6, 10).to(dtype)
     view = weight[:, :]
-    WANDA.prune_(view, SquaredNorm(10), 0.5)
+    prune(view, SquaredNorm(10), 0.5)
     assert weight.dtype == dtype
     assert int((weight == 0).sum()) == 30
 
@@ -111,8 +164,7 @@ def test_zeros_count_as_pruned_beside_dead_inputs() -> None:
     """
     weight = torch.ones(2, 8)
     weight[:, 6:] = 0
-    pruner = Wanda(attention=True)
-    statistic = pruner.statistic(8)
+    statistic = WANDA.statistic(8)
     statistic.update(torch.tensor([[0.0, 0.0, 1, 1, 1, 1, 1, 1]]))
-    pruner.prune_(weight, statistic, 0.25)
+    prune(weight, statistic, 0.25)
     assert int((weight == 0).sum()) == 4

@@ -1,0 +1,28 @@
+"""N:M patterns, as text and as numbers."""
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+
+def parsed(pattern: str) -> tuple[int, int] | None:
+    """(n, m) of `n:m`, the number removed of every m neighbours; None for `unstructured`; ValueError for all else."""
+    if pattern == "unstructured":
+        return None
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", pattern)
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError("must be unstructured, or n:m with 0 < n < m such as 2:4")
+    return int(match[1]), int(match[2])
+
+
+def _checked(pattern: object) -> object:
+    if isinstance(pattern, int):
+        raise ValueError("must be text; YAML reads n:m as minutes and seconds unless it is in quotes")
+    if isinstance(pattern, str):
+        parsed(pattern)
+    return pattern
+
+
+Pattern = Annotated[str, BeforeValidator(_checked)]
+"""The text of a pattern: `unstructured`, or n:m."""

@@ -1,0 +1,248 @@
+"""The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+
+from stun_exp.allocation.protocol import Allocation, Saliencies
+from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
+from stun_exp.budget import Budget, Scope, kinds_in_scope
+from stun_exp.checkpoint import CheckpointWriter
+from stun_exp.moe.inputs import InputStatistics, SharedInputs
+from stun_exp.moe.layers import Matrix, MoELayer
+from stun_exp.moe.observe import Statistic, observe
+from stun_exp.moe.statistics import ExpertTokens
+from stun_exp.stream import Step, Walk
+from stun_exp.unstructured_pruner.protocol import InputStatistic, Task, UnstructuredPruner
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What became of one layer."""
+
+    ratio: float
+    """Share of the prunable weights that was asked."""
+    tokens: list[int]
+    """Calibration tokens that each expert received; empty if the pruner needs none."""
+    starved: list[int]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class WeightStage:
+    """Which matrices the second stage touches, and with what."""
+
+    pruner: UnstructuredPruner
+    scope: Scope
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the pruner looks at inputs, and not at weights alone."""
+        return self.pruner.statistic(1) is not None
+
+    def prunable(self, layer: MoELayer) -> list[Matrix]:
+        """All matrices that may be pruned."""
+        kinds = kinds_in_scope(self.scope)
+        if not self.pruner.attention:
+            kinds = kinds - {"attention"}
+        return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
+
+    def matrices(self, layer: MoELayer) -> list[Matrix]:
+        """All that may be pruned; ValueError that names one with NaN or infinity in it."""
+        matrices = self.prunable(layer)
+        for matrix in matrices:
+            if not matrix.weight_OC.isfinite().all():
+                raise ValueError(f"layer {layer.index}: {matrix.name} holds NaN or infinity; the checkpoint is damaged")
+        return matrices
+
+    def parts(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
+        """The matrices in the portions whose statistics may be held at the same time; what is no expert's comes last.
+
+        Pruning an expert does not change what its neighbours in the layer receive; pruning attention would.
+        """
+        experts = sorted({matrix.expert for matrix in matrices if matrix.expert is not None})
+        size = self.pruner.experts_at_once or max(len(experts), 1)
+        portions = [set(experts[i : i + size]) for i in range(0, len(experts), size)]
+        parts = [[matrix for matrix in matrices if matrix.expert in portion] for portion in portions]
+        rest = [matrix for matrix in matrices if matrix.expert is None]
+        if not parts or self.pruner.experts_at_once:
+            return [*parts, rest] if rest else parts
+        parts[-1] += rest
+        return parts
+
+    def starved(self, tokens: Sequence[int]) -> list[int]:
+        """Experts that fewer tokens reached than the pruner wants."""
+        return [expert for expert, count in enumerate(tokens) if count < self.pruner.min_tokens]
+
+    def observe(
+        self, step: Step, matrices: Sequence[Matrix], make: Callable[[int], InputStatistic | None] | None = None
+    ) -> tuple[dict[str, InputStatistic], list[int]]:
+        """The statistic of each feed, those of starved experts replaced, and the tokens each expert received.
+
+        Runs the layer, again if experts are starved; not at all if weights alone decide. ValueError that names the
+        feed whose inputs are not finite.
+        """
+        if not self.needs_data:
+            return {}, []
+        layer = step.layer
+        # It needs data, so there is a statistic.
+        statistic_of = cast(Callable[[int], InputStatistic], make or self.pruner.statistic)
+        inputs = InputStatistics(layer, matrices, statistic_of)
+        tokens = ExpertTokens(layer.num_experts)
+        self._run(step, [inputs, tokens])
+        counts: list[int] = tokens.count_E.tolist()
+        statistics = inputs.by_feed | self._instead(step, matrices, self.starved(counts), statistic_of)
+        for feed, statistic in statistics.items():
+            if not statistic.is_finite():
+                raise ValueError(
+                    f"layer {layer.index}: NaN or infinity flows into {feed} on the calibration text; the checkpoint "
+                    "is damaged, or its activations overflow: try model.dtype=float32"
+                )
+        return statistics, counts
+
+    def _instead(
+        self,
+        step: Step,
+        matrices: Sequence[Matrix],
+        starved: Sequence[int],
+        statistic_of: Callable[[int], InputStatistic],
+    ) -> dict[str, InputStatistic]:
+        """What takes the place of the starved experts' statistics, by feed."""
+        hungry = [matrix for matrix in matrices if matrix.expert in starved]
+        if not hungry:
+            return {}
+        if self.pruner.starved == "every_token":
+            experts = {matrix.expert for matrix in hungry if matrix.expert is not None}
+            everywhere = InputStatistics(step.layer, hungry, statistic_of, experts)
+            self._run(step, [everywhere], 1 + len(experts) / step.layer.top_k)
+            return everywhere.by_feed
+        if self.pruner.starved == "shared":
+            shared = SharedInputs(step.layer, hungry, statistic_of)
+            self._run(step, [shared])
+            return shared.by_feed
+        return {matrix.feed: statistic_of(matrix.weight_OC.shape[1]) for matrix in hungry}
+
+    def _run(self, step: Step, statistics: Sequence[Statistic], passes: float = 1.0) -> None:
+        with observe(step.layer, statistics):
+            step.forward(passes)
+
+    def prune_(self, step: Step, ratios: LayerRatios) -> PrunedLayer:
+        """Prunes one layer in place.
+
+        Starved experts are compared with one another alone: what stands in for their statistics is on another scale.
+        """
+        matrices = self.matrices(step.layer)
+        sizes = [matrix.weight_OC.numel() for matrix in matrices]
+        asked = sum(ratios.of(matrix) * size for matrix, size in zip(matrices, sizes, strict=True)) / max(sum(sizes), 1)
+        if not asked:
+            return PrunedLayer(0.0, [], [], [])
+        warnings: list[str] = []
+        tokens: list[int] = []
+        starved: list[int] = []
+        dense_BTD = None
+        for part in self.parts(matrices):
+            statistics, tokens = self.observe(step, part)
+            if dense_BTD is None:
+                dense_BTD = step.outputs_BTD  # of the layer as it was: later portions run behind pruned experts
+                starved = self.starved(tokens)
+                ratios = self._spared(step.layer.index, matrices, ratios, starved)
+            for hungry in (False, True):
+                compared = [m for m in part if (m.expert in starved) == hungry]
+                tasks = [Task(m.name, m.weight_OC, statistics.get(m.feed), ratios.of(m)) for m in compared]
+                warnings += [f"layer {step.layer.index}: {warning}" for warning in self.pruner.prune_(tasks)]
+        if self.pruner.inputs == "dense":
+            step.outputs_BTD = dense_BTD
+        else:
+            step.changed()
+        return PrunedLayer(asked, tokens, starved, warnings)
+
+    def _spared(
+        self, index: int, matrices: Sequence[Matrix], ratios: LayerRatios, starved: Sequence[int]
+    ) -> LayerRatios:
+        """Ratios under which starved experts stay dense, if that is asked, and the rest makes up for it.
+
+        Every other matrix gives the same share of what its own ratio would have left. An N:M pattern cannot give more.
+        """
+        if self.pruner.starved != "dense" or not starved:
+            return ratios
+        lost = sum(ratios.of(m) * m.weight_OC.numel() for m in matrices if m.expert in starved)
+        left = sum((1 - ratios.of(m)) * m.weight_OC.numel() for m in matrices if m.expert not in starved)
+        if self.pruner.fixed_ratio:
+            lost = 0.0
+        if lost > left:
+            raise ValueError(
+                f"layer {index}: {len(starved)} starved experts stay dense (unstructured_pruner.starved=dense), and "
+                f"the rest, of which {left:.0f} weights would be left, cannot make up for {lost:.0f} more; choose "
+                "starved=every_token, lower unstructured_pruner.min_tokens, or raise calibration.num_sequences"
+            )
+        share = lost / left if lost else 0.0
+        experts = {m.expert: ratios.of(m) for m in matrices if m.expert is not None}
+        return LayerRatios(
+            ratios.rest + (1 - ratios.rest) * share,
+            {e: 0.0 if e in starved else ratio + (1 - ratio) * share for e, ratio in experts.items()},
+        )
+
+
+def layer_ratios(
+    stage: WeightStage,
+    allocation: Allocation,
+    budget: Budget,
+    ratio: float,
+    walk: Walk,
+    warn: Callable[[str], None] = lambda message: None,
+) -> list[LayerRatios]:
+    """The ratios of each layer; walks the model only if the allocation measures it and there is any to spread."""
+    if ratio == 0 or not allocation.measures:
+        return [LayerRatios(ratio if layer.prunable else 0.0) for layer in budget.layers]
+    units: list[Unit] = []
+    for step in walk:
+        matrices = stage.matrices(step.layer)
+        # A dense layer has nothing to prune under sparsity_scope=experts, and nothing to measure.
+        if not matrices:
+            continue
+        by_unit: dict[int | None, list[Matrix]] = {}
+        for matrix in matrices:
+            by_unit.setdefault(matrix.expert if allocation.per_expert else None, []).append(matrix)
+        measured = allocation.measure(_saliencies(stage, step, matrices, list(by_unit.values()), allocation))
+        for (expert, unit), value in zip(by_unit.items(), measured, strict=True):
+            units.append(Unit(step.layer.index, expert, sum(matrix.weight_OC.numel() for matrix in unit), value))
+    allotment = allocation.allocate([unit.measured for unit in units], [unit.size for unit in units], ratio)
+    return ratios_of_layers(units, allotment, len(budget.layers), stage.pruner, warn)
+
+
+def _saliencies(
+    stage: WeightStage, step: Step, matrices: Sequence[Matrix], units: list[list[Matrix]], allocation: Allocation
+) -> Saliencies:
+    """The saliencies of each unit, made afresh at each call; what flows into the matrices is gathered once."""
+    statistics, tokens = stage.observe(step, matrices, stage.pruner.saliency_statistic)
+    starved = stage.starved(tokens)
+
+    def saliencies(unit: Sequence[Matrix]) -> Callable[[], Iterator[Tensor]]:
+        # What stands in for a starved expert's statistic is on another scale: others of its unit speak for it.
+        fed = [matrix for matrix in unit if matrix.expert not in starved] or unit
+        return lambda: (
+            stage.pruner.saliency(matrix.weight_OC, statistics.get(matrix.feed), allocation.per_expert)
+            for matrix in fed
+        )
+
+    return [saliencies(unit) for unit in units]
+
+
+def prune_layers(
+    stage: WeightStage,
+    ratios: Sequence[LayerRatios],
+    walk: Walk,
+    writer: CheckpointWriter,
+    watch: Callable[[Step], AbstractContextManager[object]] = nullcontext,
+) -> list[PrunedLayer]:
+    """Prunes and writes layer after layer, each in a block that `watch` makes for it."""
+    pruned = []
+    for step, layer_ratios in zip(walk, ratios, strict=True):
+        with watch(step):
+            pruned.append(stage.prune_(step, layer_ratios))
+        writer.write_layer(step.layer)
+    writer.finish()
+    return pruned
