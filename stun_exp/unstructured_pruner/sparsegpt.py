@@ -69,11 +69,6 @@ class SparseGPT(Component):
 
         return SquaredNorm(num_inputs)
 
-    def saliency_statistic(self, num_inputs: int) -> "SquaredNorm":
-        from stun_exp.unstructured_pruner.masks import SquaredNorm
-
-        return SquaredNorm(num_inputs)
-
     def saliency(self, weight_OC: "Tensor", statistic: "InputStatistic | None", per_token: bool = False) -> "Tensor":
         """Wanda's, |W_ij| ||x_j||_2: by this OWL spreads the ratio when it prunes by SparseGPT."""
         from stun_exp.unstructured_pruner.masks import SquaredNorm
