@@ -30,10 +30,10 @@ class SaliencyPruner(Component):
 
     @model_validator(mode="after")
     def _group_has_an_effect(self) -> "SaliencyPruner":
-        if parsed(self.pattern) and self.group != "row":
+        if parsed(self.pattern) and self.group in ("cumulative", "layer"):
             raise ValueError(
                 f"pattern={self.pattern} compares neighbours of a row with one another, so group={self.group} has no "
-                "effect; pass group=row, or pattern=unstructured"
+                "effect; pass group=row or group=matrix, which are the same there, or pattern=unstructured"
             )
         return self
 

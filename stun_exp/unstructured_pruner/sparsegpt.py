@@ -103,8 +103,9 @@ class SparseGPT(Component):
             names = ", ".join(task.name for task in bundle)
             if damping is None:
                 raise ValueError(
-                    f"{names}: the Hessian of the inputs is not positive definite, not even with unstructured_pruner."
-                    f"damping={hessian.MOST_DAMPING:g}; try model.dtype=float32, or another unstructured_pruner"
+                    f"{names}: the Hessian of the inputs is not positive definite with unstructured_pruner.damping="
+                    f"{self.damping:g}, nor with ten times as much, again and again up to {hessian.MOST_DAMPING:g}; "
+                    "try model.dtype=float32, or another unstructured_pruner"
                 )
             if damping != self.damping:
                 warnings.append(

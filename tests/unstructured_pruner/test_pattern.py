@@ -44,9 +44,9 @@ def test_other_texts_are_refused(text: str) -> None:
             "YAML reads n:m as minutes and seconds unless it is in quotes",
         ),
         (
-            ["unstructured_pruner=magnitude", "unstructured_pruner.pattern=2:4"],
-            "unstructured_pruner: pattern=2:4 compares neighbours of a row with one another, so group=matrix has no "
-            "effect; pass group=row, or pattern=unstructured",
+            ["unstructured_pruner.group=layer", "unstructured_pruner.pattern=2:4"],
+            "unstructured_pruner: pattern=2:4 compares neighbours of a row with one another, so group=layer has no "
+            "effect; pass group=row or group=matrix, which are the same there, or pattern=unstructured",
         ),
         (
             ["unstructured_pruner.group=rows"],
@@ -61,9 +61,18 @@ def test_a_mistake_names_the_setting(overrides: list[str], mistake: str) -> None
     assert error.value.mistakes == (mistake,)
 
 
-def test_every_group_is_refused_beside_a_pattern_but_row() -> None:
-    magnitude = ["unstructured_pruner=magnitude", "unstructured_pruner.pattern=2:4"]
-    assert check([*magnitude, "unstructured_pruner.group=row"], CONF)
-    for group in ("cumulative", "matrix", "layer"):
+def test_groups_larger_than_a_matrix_are_refused_beside_a_pattern() -> None:
+    """Those are asked for; `row` and `matrix` are what some pruner has by default."""
+    for group in ("row", "matrix"):
+        assert check(
+            [
+                "unstructured_pruner=magnitude,wanda",
+                "unstructured_pruner.pattern=2:4",
+                f"unstructured_pruner.group={group}",
+                "--multirun",
+            ],
+            CONF,
+        )
+    for group in ("cumulative", "layer"):
         with pytest.raises(ConfigError, match=rf"pattern=4:8 .* group={group} has no effect; pass group=row"):
             check(["unstructured_pruner.pattern=4:8", f"unstructured_pruner.group={group}"], CONF)
