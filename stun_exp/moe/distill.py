@@ -52,7 +52,8 @@ class ExpertLoss:
 class Lesson:
     """What one layer's experts are held against."""
 
-    teacher: Any
+    teachers: Mapping[int, nn.Module]
+    layer: int
     implementation: str
     """Name of transformers' experts function that runs both."""
     loss: ExpertLoss
@@ -64,7 +65,7 @@ def distil_experts(layers: Sequence[MoELayer], teachers: Mapping[int, nn.Module]
 
     Expert i of a layer and of its teacher see the same inputs, those of the layer, for the tokens that it routes to
     expert i. The teacher's outputs are constants: no gradient reaches the layer's inputs through them. The layers'
-    outputs do not change.
+    outputs do not change. A teacher is looked up whenever its layer runs, and not held: `teachers` may read it anew.
     """
     loss = ExpertLoss()
     before = []
@@ -72,7 +73,7 @@ def distil_experts(layers: Sequence[MoELayer], teachers: Mapping[int, nn.Module]
         if layer.index in teachers:
             experts = layer.experts
             before.append((experts, experts.config))
-            experts.lesson = Lesson(teachers[layer.index], experts.config._experts_implementation, loss)
+            experts.lesson = Lesson(teachers, layer.index, experts.config._experts_implementation, loss)
             # A copy: the layers of a loaded model share one config.
             experts.config = copy(experts.config)
             experts.config._experts_implementation = "distilled"
@@ -93,9 +94,10 @@ def _distilled_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, t
     index_S1 = topk_index_TK.reshape(-1, 1)
     y_SD = run(experts, x_SD, index_S1, torch.ones_like(index_S1, dtype=x_SD.dtype))
     with torch.no_grad():
+        teacher: Any = lesson.teachers[lesson.layer]
         # In the teacher's own precision: it may be held in 16 bits.
-        given_SD = x_SD.to(lesson.teacher.down_proj.dtype)
-        target_SD = run(lesson.teacher, given_SD, index_S1, torch.ones_like(index_S1, dtype=given_SD.dtype))
+        given_SD = x_SD.to(teacher.down_proj.dtype)
+        target_SD = run(teacher, given_SD, index_S1, torch.ones_like(index_S1, dtype=given_SD.dtype))
     lesson.loss.add(expert_mse(y_SD, target_SD, index_S1[:, 0], experts.down_proj.shape[0]))
     weighted_SD = y_SD * topk_weight_TK.reshape(-1, 1)
     output_TD: Tensor = weighted_SD.view(*topk_index_TK.shape, -1).sum(1).to(hidden_TD.dtype)

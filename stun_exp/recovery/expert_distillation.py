@@ -1,6 +1,7 @@
 """MoE-Pruner's recovery: train on text, and each expert on what it gave before (arXiv 2410.12013)."""
 
 import time
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -8,7 +9,7 @@ from pydantic import Field
 from stun_exp.component import Component
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -26,7 +27,7 @@ class ExpertDistillation(Component):
     an expert is the expert of the full model that it was, before its weights were pruned; of merged experts, the one
     that represents them, since their mean is no expert of the full model. x is what the pruned model routes to the
     expert, for both: the paper does not say, and so no second model is run. Shared experts have no teacher. Memory: 16
-    bytes a parameter, and the kept experts of the full model once more in its own precision.
+    bytes a parameter, and the kept experts of the full model, or those of one layer, in its own precision.
     """
 
     epochs: int = Field(ge=1)
@@ -40,6 +41,9 @@ class ExpertDistillation(Component):
     """lambda; balanced is L_CE over the sum, both of the first batch, and held from then on."""
     max_grad_norm: float = Field(gt=0)
     """Norm to which larger gradients are scaled down; not given either."""
+    teacher: Literal["memory", "stream"]
+    """Whether the full model's experts are held, or read a layer at a time from its checkpoint whenever they are asked;
+    twice a step with gradient checkpointing."""
     gradient_checkpointing: bool
     """Whether layers are run again in the backward pass instead of remembered: less memory, a third more time."""
     save_every: int = Field(ge=1)
@@ -52,9 +56,12 @@ class ExpertDistillation(Component):
         from stun_exp.progress import track
         from stun_exp.recovery.training import Saved, batch_BT, course, forget_activations, zeros_of
 
-        saved = Saved(pruned.state, [self.model_dump(exclude={"save_every"}), pruned.seed, pruned.digest()])
+        saved = Saved(pruned.state, [self.model_dump(exclude={"save_every", "teacher"}), pruned.seed, pruned.digest()])
         model, layers = pruned.load()
-        teachers = {layer.index: pruned.teacher(layer.index) for layer in layers if layer.is_moe}
+        taught = [layer.index for layer in layers if layer.is_moe]
+        teachers: Mapping[int, nn.Module] = Streamed(taught, pruned.teacher)
+        if self.teacher == "memory":
+            teachers = dict(teachers)
         if self.expert_weight == "balanced":
             _check_that_something_was_lost(layers, teachers)
         zeros = zeros_of(layers)
@@ -120,11 +127,32 @@ class ExpertDistillation(Component):
         optimizer.step()
 
 
-def _check_that_something_was_lost(layers: "Sequence[MoELayer]", teachers: "Mapping[int, nn.Module]") -> None:
+class Streamed(Mapping[int, "nn.Module"]):
+    """Each layer's teacher, read whenever it is asked for."""
+
+    def __init__(self, layers: "Sequence[int]", read: "Callable[[int], nn.Module]"):
+        self.layers = layers
+        self.read = read
+
+    def __getitem__(self, layer: int) -> "nn.Module":
+        return self.read(layer)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def _check_that_something_was_lost(layers: "Sequence[MoELayer]", teachers: Mapping[int, "nn.Module"]) -> None:
     """ValueError if every expert is its own teacher: there is then no scale on which to balance the losses."""
-    pairs = [(layer.experts, teachers[layer.index]) for layer in layers if layer.is_moe]
-    tensors = [(own, given) for a, b in pairs for own, given in zip(a.parameters(), b.parameters(), strict=True)]
-    if all(bool((own == given).all()) for own, given in tensors):
+    lost = any(
+        bool((own != given).any())
+        for layer in layers
+        if layer.is_moe
+        for own, given in zip(layer.experts.parameters(), teachers[layer.index].parameters(), strict=True)
+    )
+    if not lost:
         raise ValueError(
             "recovery.expert_weight=balanced: the experts that are left are as they were in the full model, so the "
             "expert-wise loss is 0 at the start and L_CE over it is no number; pass recovery.expert_weight=0.0 to "

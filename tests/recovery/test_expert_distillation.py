@@ -1,5 +1,6 @@
 """A pruned checkpoint is trained, stays as sparse as it was, and a training that was killed goes on bit for bit."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,28 @@ def test_a_training_that_diverges_says_so(mixtral: Checkpoint, prune: Prune, dis
 def test_settings_out_of_range_are_refused(distillation: Make, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         distillation(**wrong)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_streamed_teacher_teaches_the_same_and_is_not_held(
+    mixtral: Checkpoint, prune: Prune, distillation: Make, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read at each forward pass of its layer, and again where a checkpointed layer is run once more."""
+    pruned, streamed = prune(mixtral, name="memory"), prune(mixtral, name="stream")
+    distillation(teacher="memory", gradient_checkpointing=checkpointing).recover(pruned)
+    alive: list[weakref.ref[torch.nn.Module]] = []
+    most = 0
+
+    def read(layer: int) -> torch.nn.Module:
+        nonlocal most
+        teacher = OnDisk.teacher(streamed, layer)
+        alive.append(weakref.ref(teacher))
+        most = max(most, sum(reference() is not None for reference in alive))
+        return teacher
+
+    OnDisk = type(streamed)
+    monkeypatch.setattr(streamed, "teacher", read)
+    report = distillation(teacher="stream", gradient_checkpointing=checkpointing).recover(streamed)
+    assert same(pruned.weights(), streamed.weights())
+    assert len(alive) >= report["steps"] * 3 * (1 + checkpointing)
+    assert most <= 2  # the one that was just used may still be there
