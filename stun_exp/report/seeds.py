@@ -14,10 +14,11 @@ def seeds_table(reports: Reports) -> ResultsTable | None:
     """One row a method: the mean over its seeds ± its standard error (sd / sqrt n); None if no method has two seeds.
 
     The error is that of the choice of calibration text alone; a method that sees no text has none. The benchmarks' own
-    errors, from their finite number of items, are in the table of runs.
+    errors, from their finite number of items, are in the table of runs. None too if two runs have one name and seed, so
+    that the name does not tell methods apart.
     """
     methods = _by_method(reports)
-    if all(len(by_seed) < 2 for by_seed in methods.values()):
+    if all(len(by_seed) < 2 for by_seed in methods.values()) or _ambiguous(reports):
         return None
     figures = headlines(reports)
     rows = []
@@ -42,9 +43,12 @@ def seeds_table(reports: Reports) -> ResultsTable | None:
 def differences_table(reports: Reports, reference: str) -> ResultsTable:
     """One row a method: its figures minus those of `reference` on the same calibration text, mean over seeds ± error.
 
-    ValueError if the reference is not among the reports, or shares no seed with a method.
+    ValueError if the reference is not among the reports, or shares no seed with a method, or if two runs have one name
+    and seed.
     """
     methods = _by_method(reports)
+    if again := _ambiguous(reports):
+        raise ValueError(f"two runs are called {again[0]!r} and have seed {again[1]}; tell them apart by `name`")
     if reference not in methods:
         raise ValueError(f"no run is called {reference!r}; there are {', '.join(methods)}")
     figures = headlines(reports)
@@ -65,6 +69,12 @@ def _by_method(reports: Reports) -> Mapping[str, Mapping[int, dict[str, Any]]]:
     for report in reports:
         methods.setdefault(report["name"], {})[report["seed"]] = report
     return methods
+
+
+def _ambiguous(reports: Reports) -> tuple[str, int] | None:
+    """A name and seed that two runs have."""
+    runs = [(report["name"], report["seed"]) for report in reports]
+    return next((run for run in runs if runs.count(run) > 1), None)
 
 
 def _value(report: dict[str, Any], key: str) -> float:

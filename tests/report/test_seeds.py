@@ -60,3 +60,11 @@ def test_a_comparison_that_cannot_be_made_is_refused() -> None:
         differences_table(REPORTS, "greedy")
     with pytest.raises(ValueError, match="stun and other have no seed in common"):
         differences_table([*REPORTS, report("other", 7, 0.5)], "other")
+
+
+def test_runs_that_their_names_do_not_tell_apart_are_not_averaged() -> None:
+    """A grid of ratios under the default name: one would stand for the other in silence."""
+    grid = [report("stun", seed, accuracy) for accuracy in (0.5, 0.9) for seed in (0, 1)]
+    assert seeds_table(grid) is None
+    with pytest.raises(ValueError, match="two runs are called 'stun' and have seed 0; tell them apart by `name`"):
+        differences_table(grid, "stun")
