@@ -18,7 +18,7 @@ from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
 from stun_exp.report.diagnostics import Diagnostics
 from stun_exp.report.ledger import Ledger, provenance, write_json
 from stun_exp.report.tables import results_table
-from stun_exp.stages import LayerCount, count_written, plan_experts, prove_it_runs
+from stun_exp.stages import LayerCount, check_pattern, count_written, plan_experts, prove_it_runs
 from stun_exp.stream import Walk
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 from stun_exp.weight_stage import PrunedLayer, WeightStage, layer_ratios, prune_layers
@@ -56,6 +56,8 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         )
         for index in checkpoint.unused_layers():
             ledger.warn(f"layer {index} is on disk but not part of the architecture; it is copied unpruned")
+        stage = WeightStage(pruner, scope)
+        check_pattern(checkpoint, stage)
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
         counts = expected_counts(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
@@ -82,7 +84,6 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
         ratio = _weights_ratio(budget, pruner)
     with ledger.stage("allocate") as cost:
-        stage = WeightStage(pruner, scope)
         measured = walk("allocating", plan, stage.needs_data)
         ratios = layer_ratios(stage, settings.allocation, budget, ratio, measured, ledger.warn)
         if ratio == 0 and settings.allocation.measures:

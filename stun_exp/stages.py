@@ -15,6 +15,8 @@ from stun_exp.moe.observe import chunk_tokens, observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import RoutedOutputs
 from stun_exp.stream import Step, Walk
+from stun_exp.unstructured_pruner.pattern import check_width
+from stun_exp.weight_stage import WeightStage
 
 
 class LayerOnDisk:
@@ -101,6 +103,14 @@ def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
         gone += here
         counts.append(layer.num_experts - here)
     return counts
+
+
+def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
+    """ValueError, before any weight is read, if an n:m pattern does not divide the inputs of a matrix to prune."""
+    pattern = getattr(stage.pruner, "pattern", "unstructured")  # not every pruner has one
+    for index in range(checkpoint.num_layers):
+        for matrix in stage.prunable(checkpoint.outline(index)):
+            check_width(pattern, matrix.weight_OC.shape[1], f"layer {index}'s {matrix.name}")
 
 
 def _routed_outputs(step: Step) -> list[Tensor]:

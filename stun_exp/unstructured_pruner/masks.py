@@ -77,14 +77,10 @@ def lowest_together(saliencies: Sequence[Tensor], number: float) -> list[Tensor]
     return [piece.view_as(saliency) for piece, saliency in zip(pieces, saliencies, strict=True)]
 
 
-def lowest_of_neighbours(saliency_OC: Tensor, ratio: float, m: int, name: str) -> Tensor:
+def lowest_of_neighbours(saliency_OC: Tensor, ratio: float, m: int) -> Tensor:
     """Mask (O, C) of the `ratio` m lowest (rounded) of every m neighbouring inputs, ties to the lower column."""
     rows, columns = saliency_OC.shape
-    if columns % m:
-        raise ValueError(
-            f"unstructured_pruner.pattern: {m} neighbours do not divide the {columns} inputs of {name}; choose one "
-            "that does, or pattern=unstructured"
-        )
+    assert columns % m == 0
     lowest_first = saliency_OC.view(rows, columns // m, m).argsort(dim=2, stable=True)
     mask = torch.zeros_like(lowest_first, dtype=torch.bool)
     return mask.scatter_(2, lowest_first[:, :, : round(ratio * m)], True).view(rows, columns)

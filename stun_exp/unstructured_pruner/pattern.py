@@ -16,6 +16,16 @@ def parsed(pattern: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def check_width(pattern: str, num_inputs: int, matrix: str) -> None:
+    """ValueError if the pattern's neighbours do not divide the inputs of a matrix, which is named."""
+    n_of_m = parsed(pattern)
+    if n_of_m and num_inputs % n_of_m[1]:
+        raise ValueError(
+            f"unstructured_pruner.pattern={pattern}: {n_of_m[1]} neighbours do not divide the {num_inputs} inputs of "
+            f"{matrix}; choose one that does, or pattern=unstructured"
+        )
+
+
 def _checked(pattern: object) -> object:
     if isinstance(pattern, int):
         raise ValueError("must be text; YAML reads n:m as minutes and seconds unless it is in quotes")

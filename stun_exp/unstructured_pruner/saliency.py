@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from stun_exp.component import Component
-from stun_exp.unstructured_pruner.pattern import Pattern, parsed
+from stun_exp.unstructured_pruner.pattern import Pattern, check_width, parsed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +59,10 @@ class SaliencyPruner(Component):
             return []
         n_of_m = parsed(self.pattern)
         for task in asked:
+            check_width(self.pattern, task.weight_OC.shape[1], task.name)
             saliency_OC = self.saliency(task.weight_OC, task.statistic)
             if n_of_m:
-                mask = masks.lowest_of_neighbours(saliency_OC, task.ratio, n_of_m[1], task.name)
+                mask = masks.lowest_of_neighbours(saliency_OC, task.ratio, n_of_m[1])
             else:
                 mask = masks.lowest_in_group(saliency_OC, task.ratio, self.group)
             task.weight_OC.masked_fill_(mask, 0)

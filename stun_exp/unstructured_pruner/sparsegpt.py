@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stun_exp.component import Component
-from stun_exp.unstructured_pruner.pattern import Pattern, parsed
+from stun_exp.unstructured_pruner.pattern import Pattern, check_width, parsed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,13 +77,8 @@ class SparseGPT(Component):
         return weight_OC.abs().float() * statistic.norm_C(per_token).to(weight_OC.device)
 
     def prune_(self, tasks: "Sequence[Task]") -> list[str]:
-        n_of_m = parsed(self.pattern)
         for task in tasks:
-            if n_of_m and task.ratio > 0 and task.weight_OC.shape[1] % n_of_m[1]:
-                raise ValueError(
-                    f"unstructured_pruner.pattern={self.pattern}: {n_of_m[1]} neighbours do not divide the "
-                    f"{task.weight_OC.shape[1]} inputs of {task.name}; choose a pattern that does, or unstructured"
-                )
+            check_width(self.pattern, task.weight_OC.shape[1], task.name)
         return [warning for batch in _batches(tasks) for warning in self._prune_batch_(batch)]
 
     def _prune_batch_(self, batch: "list[list[Task]]") -> list[str]:

@@ -174,7 +174,7 @@ PATTERNS = [(1, 4), (2, 4), (3, 8), (4, 8), (1, 2), (7, 8)]
 @pytest.mark.parametrize("ties", [False, True])
 def test_n_of_every_m_neighbours_go_and_ties_go_to_the_left(n: int, m: int, ties: bool) -> None:
     values = saliency(5, 24, ties=ties)
-    mask = lowest_of_neighbours(values, n / m, m, "w")
+    mask = lowest_of_neighbours(values, n / m, m)
     for row, gone in zip(values.tolist(), mask.tolist(), strict=True):
         for start in range(0, 24, m):
             order = sorted(range(start, start + m), key=lambda c, row=row: (row[c], c))
@@ -183,7 +183,7 @@ def test_n_of_every_m_neighbours_go_and_ties_go_to_the_left(n: int, m: int, ties
 
 def test_patterns_of_one_m_are_nested() -> None:
     values = saliency(5, 24, ties=True)
-    masks = [lowest_of_neighbours(values, n / 8, 8, "w") for n in range(9)]
+    masks = [lowest_of_neighbours(values, n / 8, 8) for n in range(9)]
     assert [int(mask.sum()) for mask in masks] == [15 * n for n in range(9)]
     assert not any(bool((smaller & ~larger).any()) for smaller, larger in pairwise(masks))
 
@@ -191,14 +191,9 @@ def test_patterns_of_one_m_are_nested() -> None:
 def test_neighbours_are_inputs_and_not_outputs_of_a_transposed_view() -> None:
     """The saliency of transposed experts is no contiguous tensor: neighbours in storage are another row's."""
     values = saliency(8, 6, ties=False)
-    transposed = lowest_of_neighbours(values.T, 0.5, 4, "w")
-    assert torch.equal(transposed, lowest_of_neighbours(values.T.contiguous(), 0.5, 4, "w"))
+    transposed = lowest_of_neighbours(values.T, 0.5, 4)
+    assert torch.equal(transposed, lowest_of_neighbours(values.T.contiguous(), 0.5, 4))
     assert transposed.view(6, 2, 4).sum(2).unique().tolist() == [2]
-
-
-def test_a_width_that_the_pattern_does_not_divide_names_matrix_and_width() -> None:
-    with pytest.raises(ValueError, match=r"pattern: 8 neighbours do not divide the 12 inputs of q_proj; choose"):
-        lowest_of_neighbours(torch.ones(2, 12), 0.5, 8, "q_proj")
 
 
 def test_squared_norm_by_hand() -> None:

@@ -5,7 +5,7 @@ import pytest
 from stun_exp.__main__ import CONF
 from stun_exp.cli import check
 from stun_exp.config import ConfigError
-from stun_exp.unstructured_pruner.pattern import parsed
+from stun_exp.unstructured_pruner.pattern import check_width, parsed
 
 
 def test_patterns_are_read() -> None:
@@ -76,3 +76,10 @@ def test_groups_larger_than_a_matrix_are_refused_beside_a_pattern() -> None:
     for group in ("cumulative", "layer"):
         with pytest.raises(ConfigError, match=rf"pattern=4:8 .* group={group} has no effect; pass group=row"):
             check(["unstructured_pruner.pattern=4:8", f"unstructured_pruner.group={group}"], CONF)
+
+
+def test_a_width_that_the_pattern_does_not_divide_names_matrix_and_width() -> None:
+    check_width("2:4", 12, "q_proj")
+    check_width("unstructured", 13, "q_proj")
+    with pytest.raises(ValueError, match=r"pattern=4:8: 8 neighbours do not divide the 12 inputs of q_proj; choose"):
+        check_width("4:8", 12, "q_proj")
