@@ -99,7 +99,7 @@ def test_a_layers_own_share_of_a_pattern_is_rounded_to_neighbours() -> None:
 
 
 def test_a_width_that_the_pattern_does_not_divide_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unstructured_pruner.pattern: 4 neighbours .* the 10 inputs of matrix 0"):
+    with pytest.raises(ValueError, match=r"unstructured_pruner.pattern=2:4: 4 neighbours .* the 10 inputs of matrix 0"):
         magnitude(pattern="2:4").prune_(tasks((normal(4, 10), 0.5)))
 
 
