@@ -21,6 +21,7 @@ from stun_exp.report.tables import results_table
 from stun_exp.stages import LayerCount, check_pattern, count_written, plan_experts, prove_it_runs
 from stun_exp.stream import Walk
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.weight_stage import PrunedLayer, WeightStage, layer_ratios, prune_layers
 
 
@@ -183,7 +184,7 @@ def _weights_ratio(budget: Budget, pruner: Any) -> float:
     """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
     if not pruner.prunes:
         return 0.0
-    return float(pruner.fixed_ratio or budget.weights_ratio())
+    return fixed_ratio(pruner.pattern) or budget.weights_ratio()
 
 
 def _off_target(settings: Any, achieved: float, weights_ratio: float) -> list[str]:
@@ -196,7 +197,7 @@ def _off_target(settings: Any, achieved: float, weights_ratio: float) -> list[st
             f"unstructured_pruner=none: removing whole experts takes {achieved:.4f} of the weights in scope "
             f"({settings.sparsity_scope}), not {asked}; sparsity_scope=experts counts experts alone"
         ]
-    if pruner.fixed_ratio:
+    if fixed_ratio(pruner.pattern):
         return [
             f"unstructured_pruner.pattern={pruner.pattern} takes {weights_ratio:.4g} of what the expert stage "
             f"leaves, {achieved:.4f} of the weights in scope in all, not {asked}"

@@ -1,7 +1,7 @@
 """The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import torch
@@ -56,10 +56,13 @@ def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, refer
     layers = moe_layers(checkpoint)
     # A ratio that is no setting is a replayed plan's, which has its counts already.
     settings = getattr(type(pruner), "model_fields", {})
-    kept = even_counts(layers, getattr(pruner, "ratio", 0.0) if "ratio" in settings else 0.0)
+    ratio = getattr(pruner, "ratio", 0.0) if "ratio" in settings else 0.0
+    kept = even_counts(layers, ratio)
+    missed = missed_ratio(layers, ratio, kept)
     statistics = {layer.index: pruner.statistics(layer) for layer in layers}
     if not any(statistics.values()):
-        return pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])
+        plan = pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])
+        return replace(plan, warnings=[*missed, *plan.warnings])
 
     by_index = {layer.index: (layer, n) for layer, n in zip(layers, kept, strict=True)}
     progressive = getattr(pruner, "progressive", False)
@@ -81,7 +84,20 @@ def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, refer
         if progressive:
             step.layer.apply(finding)
             step.changed()
-    return pruner.plan(findings)
+    plan = pruner.plan(findings)
+    return replace(plan, warnings=[*missed, *plan.warnings])
+
+
+def missed_ratio(layers: Sequence[ExpertSource], ratio: float, kept: Sequence[int]) -> list[str]:
+    """A warning if groups that must lose equally many put the asked number of experts out of reach."""
+    num_experts = sum(layer.num_experts for layer in layers)
+    asked = num_experts - round(ratio * num_experts)
+    if sum(kept) == asked:
+        return []
+    return [
+        f"expert_pruner.ratio={ratio:g} would keep {asked} of {num_experts} experts; {sum(kept)} is the nearest number "
+        "at which all groups of a group-limited router lose equally many"
+    ]
 
 
 def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
@@ -107,10 +123,9 @@ def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
 
 def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
     """ValueError, before any weight is read, if an n:m pattern does not divide the inputs of a matrix to prune."""
-    pattern = getattr(stage.pruner, "pattern", "unstructured")  # not every pruner has one
     for index in range(checkpoint.num_layers):
         for matrix in stage.prunable(checkpoint.outline(index)):
-            check_width(pattern, matrix.weight_OC.shape[1], f"layer {index}'s {matrix.name}")
+            check_width(stage.pruner.pattern, matrix.weight_OC.shape[1], f"layer {index}'s {matrix.name}")
 
 
 def _routed_outputs(step: Step) -> list[Tensor]:

@@ -16,6 +16,7 @@ from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.statistics import ExpertTokens
 from stun_exp.stream import Step, Walk
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import InputStatistic, Task, UnstructuredPruner
 
 
@@ -170,7 +171,7 @@ class WeightStage:
             return ratios
         lost = sum(ratios.of(m) * m.weight_OC.numel() for m in matrices if m.expert in starved)
         left = sum((1 - ratios.of(m)) * m.weight_OC.numel() for m in matrices if m.expert not in starved)
-        if self.pruner.fixed_ratio:
+        if fixed_ratio(self.pruner.pattern):
             lost = 0.0
         if lost > left:
             raise ValueError(

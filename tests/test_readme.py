@@ -41,7 +41,8 @@ def test_stun_commands_run(command: str, tmp_path: Path) -> None:
     if "--help" in words:
         subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
         return
-    small = [word for word in SMALL if "eval=none" not in words or not word.startswith("eval")]
+    no_eval = "eval=none" in words or "sweep=laboratory" in words  # that sweep sets it
+    small = [word for word in SMALL if not (no_eval and word.startswith("eval"))]
     subprocess.run([*words, *small, f"hydra.sweep.dir={tmp_path}/sweep"], cwd=tmp_path, check=True, capture_output=True)
     reports = [json.loads(file.read_text()) for file in tmp_path.rglob("report.json")]
     dry = "dry_run=true" in words
@@ -51,10 +52,21 @@ def test_stun_commands_run(command: str, tmp_path: Path) -> None:
         assert abs(asked - achieved) <= 0.001
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("stun-clusters ")])
+def test_figures_are_drawn_of_the_sweep_that_the_readme_names(command: str, tmp_path: Path) -> None:
+    sweep = [str(BIN / "stun"), "-m", "sweep=laboratory", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
+    subprocess.run([*sweep, *SMALL[1:]], cwd=tmp_path, check=True, capture_output=True)
+    assert f"dir: {shlex.split(command)[1]}\n" in (ROOT / "conf/sweep/laboratory.yaml").read_text()
+    subprocess.run([str(BIN / "stun-clusters"), str(tmp_path)], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "stability.png").exists()
+    assert (tmp_path / "0" / "dendrograms.png").exists()
+
+
 def test_readme_shows_the_measured_table() -> None:
     assert (ROOT / "results" / "demo.md").read_text() in README
 
 
 def test_every_other_command_is_git() -> None:
-    others = [c for c in COMMANDS if not c.startswith(("make ", "stun "))]
+    others = [c for c in COMMANDS if not c.startswith(("make ", "stun ", "stun-clusters "))]
     assert all(command.startswith(("git clone", "cd ")) for command in others), others

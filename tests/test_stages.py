@@ -24,7 +24,7 @@ from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun import STUN
 from stun_exp.moe.layers import MoELayer
-from stun_exp.stages import count_written, even_counts, plan_experts, prove_it_runs
+from stun_exp.stages import count_written, even_counts, missed_ratio, plan_experts, prove_it_runs
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
@@ -266,6 +266,15 @@ def test_an_even_budget_takes_equally_many_from_each_group() -> None:
     counts = even_counts([Counts(i, 32, num_groups=4) for i in range(10)], 0.1)
     assert all(count % 4 == 0 for count in counts)
     assert sum(counts) == 288
+
+
+def test_a_number_of_experts_that_groups_put_out_of_reach_is_said() -> None:
+    """Whichever pruner: 3 of 8 experts in two groups are 4, or 2."""
+    layers = [Counts(0, 8, num_groups=2)]
+    kept = even_counts(layers, 0.375)
+    (warning,) = missed_ratio(layers, 0.375, kept)
+    assert f"ratio=0.375 would keep 5 of 8 experts; {kept[0]} is the nearest" in warning
+    assert missed_ratio(layers, 0.5, even_counts(layers, 0.5)) == []
 
 
 def test_a_ratio_that_leaves_a_layer_too_few_is_refused() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from stun_exp.allocation.protocol import Allotment
 from stun_exp.moe.layers import Matrix
 from stun_exp.unstructured_pruner.pattern import parsed
+from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 NAMED = 8
 """Units with a warning of their own; more are counted."""
@@ -41,17 +42,21 @@ class Unit:
 
 
 def ratios_of_layers(
-    units: Sequence[Unit], allotment: Allotment, num_layers: int, pruner: object, warn: Callable[[str], None]
+    units: Sequence[Unit],
+    allotment: Allotment,
+    num_layers: int,
+    pruner: UnstructuredPruner,
+    warn: Callable[[str], None],
 ) -> list[LayerRatios]:
     """The ratios of each layer, rounded to n of m under the pruner's N:M pattern if it has one; m never go."""
     ratios, limited = list(allotment.ratios), dict(allotment.limited)
-    # Not every pruner has these settings.
+    # Not every pruner compares by groups of its choice.
     if getattr(pruner, "group", None) == "layer" and any(unit.expert is not None for unit in units):
         warn(
             "allocation.per=expert has no effect within a layer: unstructured_pruner.group=layer compares all of its "
             "weights, whatever the ratio of each expert; choose another group, or allocation.per=layer"
         )
-    if n_of_m := parsed(getattr(pruner, "pattern", "unstructured")):
+    if n_of_m := parsed(pruner.pattern):
         neighbours = n_of_m[1]
         wanted = [round(ratio * neighbours) for ratio in ratios]
         full = "unstructured_pruner.pattern can take {0} of {1} neighbours, and the allocation asks for all"

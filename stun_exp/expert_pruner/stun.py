@@ -107,13 +107,6 @@ class STUN(Component):
         layers, distances_EE = [found.layer for found in findings], [found.distance_EE for found in findings]
         kept = [found.num_kept for found in findings]
         warnings: list[str] = []
-        num_experts = sum(layer.num_experts for layer in layers)
-        asked = num_experts - round(self.ratio * num_experts)
-        if sum(kept) != asked:
-            warnings.append(
-                f"expert_pruner.ratio={self.ratio:g} would keep {asked} of {num_experts} experts; {sum(kept)} is the "
-                "nearest number at which all groups of a group-limited router lose equally many"
-            )
         if self.linkage == "official":
             cuts, gave_up = cut_official(layers, distances_EE, kept, self.budget)
             warnings += gave_up

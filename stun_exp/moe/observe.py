@@ -150,6 +150,7 @@ def _every_expert(
     topk_weight_TK: Tensor,
 ) -> Tensor:
     """Each expert on all tokens; the sum is over the chosen ones, as ever."""
+    assert not any(statistic.every_token for statistic in observers), "nobody would show them expert_everywhere"
     num_experts = experts.down_proj.shape[0]
     y_ETD = hidden_TD.new_empty(num_experts, *hidden_TD.shape)
     out_TD = torch.zeros_like(hidden_TD)

@@ -16,7 +16,7 @@ class KeepAllWeights(Component):
 
     prunes: ClassVar[bool] = False
     attention: ClassVar[bool] = False
-    fixed_ratio: ClassVar[float | None] = None
+    pattern: ClassVar[str] = "unstructured"
     experts_at_once: ClassVar[int | None] = None
     inputs: ClassVar["Inputs"] = "dense"
     min_tokens: ClassVar[int] = 0

@@ -16,6 +16,12 @@ def parsed(pattern: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def fixed_ratio(pattern: str) -> float | None:
+    """The share of each matrix that an n:m pattern takes; None where any share can be asked."""
+    n_of_m = parsed(pattern)
+    return n_of_m[0] / n_of_m[1] if n_of_m else None
+
+
 def check_width(pattern: str, num_inputs: int, matrix: str) -> None:
     """ValueError if the pattern's neighbours do not divide the inputs of a matrix, which is named."""
     n_of_m = parsed(pattern)

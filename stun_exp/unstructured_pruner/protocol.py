@@ -40,6 +40,8 @@ class UnstructuredPruner(Protocol):
 
     attention: bool
     """Whether attention is pruned too."""
+    pattern: str
+    """`unstructured`, or n:m."""
     inputs: Inputs
     """Whether a layer's inputs come through the layers pruned before it, or through the dense ones."""
     min_tokens: int
@@ -51,11 +53,6 @@ class UnstructuredPruner(Protocol):
     @property
     def prunes(self) -> bool:
         """Whether it sets any weight to zero."""
-        ...
-
-    @property
-    def fixed_ratio(self) -> float | None:
-        """The share of each matrix that an N:M pattern takes; None if any share can be asked."""
         ...
 
     @property

@@ -37,11 +37,6 @@ class SaliencyPruner(Component):
             )
         return self
 
-    @property
-    def fixed_ratio(self) -> float | None:
-        n_of_m = parsed(self.pattern)
-        return n_of_m[0] / n_of_m[1] if n_of_m else None
-
     @abstractmethod
     def saliency(
         self, weight_OC: "Tensor", statistic: "InputStatistic | None", per_token: bool = False

@@ -54,11 +54,6 @@ class SparseGPT(Component):
             )
         return self
 
-    @property
-    def fixed_ratio(self) -> float | None:
-        n_of_m = parsed(self.pattern)
-        return n_of_m[0] / n_of_m[1] if n_of_m else None
-
     def statistic(self, num_inputs: int) -> "Hessian":
         from stun_exp.unstructured_pruner.hessian import Hessian
 

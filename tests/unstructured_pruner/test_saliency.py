@@ -12,6 +12,7 @@ from torch import Tensor
 from stun_exp.__main__ import CONF
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.moe_pruner import MoEPruner
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.wanda import Wanda
 
@@ -75,7 +76,7 @@ def test_masks_are_nested_and_exact_in_every_group(group: Group) -> None:
 @pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:8", 3, 8)])
 def test_a_pattern_holds_in_every_group_of_neighbours(pattern: str, n: int, m: int) -> None:
     pruner, weight = magnitude(pattern=pattern), normal(6, 24)
-    assert pruner.fixed_ratio == n / m
+    assert fixed_ratio(pruner.pattern) == n / m
     before = weight.clone()
     pruner.prune_(tasks((weight, n / m)))
     zeros = (weight == 0).view(6, 24 // m, m)
@@ -104,7 +105,7 @@ def test_a_width_that_the_pattern_does_not_divide_is_named() -> None:
 
 
 def test_unstructured_has_no_fixed_ratio() -> None:
-    assert magnitude().fixed_ratio is None
+    assert fixed_ratio(magnitude().pattern) is None
 
 
 @pytest.mark.parametrize("name", ["wanda", "moe_pruner", "magnitude"])

@@ -15,6 +15,7 @@ from stun_exp.stages import count_written
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.hessian import Hessian
 from stun_exp.unstructured_pruner.masks import lowest
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.sparsegpt import SparseGPT
 from stun_exp.unstructured_pruner.wanda import Wanda
@@ -121,7 +122,7 @@ def test_zero_percent_beside_others_is_the_identity_too() -> None:
 @pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4)])
 def test_n_of_m_is_exact_in_every_group(pattern: str, n: int, m: int) -> None:
     pruner = sparsegpt(pattern=pattern, block_size=16)
-    assert pruner.fixed_ratio == n / m
+    assert fixed_ratio(pruner.pattern) == n / m
     result = normal(9, 40)
     pruner.prune_([Task("matrix", result, hessian_of(correlated(80, 40)), n / m)])
     assert bool(((result == 0).view(9, -1, m).sum(2) == n).all())

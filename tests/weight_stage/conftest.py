@@ -42,7 +42,7 @@ class Recorder:
 
     prunes = True
     attention = True
-    fixed_ratio = None
+    pattern = "unstructured"
 
     def __init__(
         self,
