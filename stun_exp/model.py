@@ -1,49 +1,87 @@
 """Which model to prune: the bundled toy, a local folder or a hub repository."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field
 
 from stun_exp.component import Component
-from stun_exp.toy import WEIGHTS
+from stun_exp.toy import MODELS
 
 if TYPE_CHECKING:
     import torch
 
-    from stun_exp.checkpoint import Checkpoint
+    from stun_exp.disk.architecture import Architecture
+    from stun_exp.disk.checkpoint import Checkpoint
 
 BUNDLED = "bundled:"
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What of a hub repository a run needs."""
+AGAIN = ["original/*", "consolidated*"]
+"""Where some repositories keep the same weights once more, in another layout."""
+A = TypeVar("A", bound="Architecture")
 
 
 class Model(Component):
     """A checkpoint, and the precision and device it is worked on."""
 
     path: str
-    """A folder, a hub repository (owner/name), or `bundled:toy_moe`."""
+    """A folder, a hub repository (owner/name), `bundled:toy_moe` or `bundled:toy_arctic`."""
     revision: str | None
     """Commit or tag of a hub repository."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     """Precision in which weights are read, run and written; `auto` is the one on disk."""
     device: Literal["auto", "cpu", "cuda"]
     """`auto` is the first GPU, or the CPU if there is none."""
+    load: Literal["full", "nf4"]
+    """`nf4` runs calibration and evaluation with weights in 4 bits (bitsandbytes), experts included; pruning itself
+    reads full precision."""
+    trust_remote_code: bool
+    """Whether code that comes with the checkpoint may be run; off unless asked for."""
+    parameters: int | None = Field(ge=1)
+    """Parameters of the published architecture, tied ones once; null if that is not to be checked."""
+    expert_ratio: float = Field(ge=0, lt=1)
+    """Share of the experts that go from this model unless `expert_pruner.ratio` is given."""
 
     def open(self) -> "Checkpoint":
         """The checkpoint's config and index; no weights are read."""
+        from stun_exp.disk.checkpoint import Checkpoint
+
+        return self._of_expected_size(Checkpoint(self.folder(), self._torch_dtype()))
+
+    def architecture(self) -> "Architecture":
+        """What config.json says, beside which the index lies; of a hub repository nothing else is fetched."""
+        from stun_exp.disk.architecture import Architecture
+
+        return self._of_expected_size(Architecture(self.folder(["*.json"]), self._torch_dtype()))
+
+    def _of_expected_size(self, architecture: A) -> A:
+        """The same; ValueError if it is of another size than expected, and thus another model."""
+        found = architecture.num_parameters
+        if self.parameters not in (None, found):
+            raise ValueError(
+                f"model.parameters={self.parameters}: model.path={self.path} has {found:,} parameters and not "
+                f"{self.parameters:,}; pass the path of the expected model, or model.parameters=null for any"
+            )
+        return architecture
+
+    def _torch_dtype(self) -> "torch.dtype | None":
         import torch
 
-        from stun_exp.checkpoint import Checkpoint
+        return None if self.dtype == "auto" else getattr(torch, self.dtype)
 
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
-        return Checkpoint(self.folder(), dtype)
-
-    def folder(self) -> Path:
-        """The local folder; a hub repository is fetched into the hub's own cache first."""
+    def folder(self, files: Sequence[str] = FILES) -> Path:
+        """The local folder; of a hub repository the `files` are fetched into the hub's own cache first."""
         local = self.path.startswith(BUNDLED) or Path(self.path).expanduser().is_dir()
         if local and self.revision is not None:
             raise ValueError(f"model.revision={self.revision} is for hub repositories; pass model.revision=null")
         if self.path.startswith(BUNDLED):
-            if self.path != f"{BUNDLED}toy_moe":
-                raise ValueError(f"model.path={self.path}: the only bundled model is {BUNDLED}toy_moe")
-            return WEIGHTS
+            bundled = MODELS.get(self.path.removeprefix(BUNDLED))
+            if bundled is None:
+                known = ", ".join(BUNDLED + name for name in MODELS)
+                raise ValueError(f"model.path={self.path}: no such bundled model; there are {known}")
+            return bundled
         if local:
             return Path(self.path).expanduser()
         if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
@@ -51,12 +89,15 @@ class Model(Component):
         from huggingface_hub import snapshot_download
 
         try:
-            patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-            return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=patterns))
+            found = snapshot_download(
+                self.path, revision=self.revision, allow_patterns=list(files), ignore_patterns=AGAIN
+            )
+            return Path(found)
         except Exception as error:  # the hub client raises a dozen unrelated classes; all mean "not to be had"
+            pinned = f" --revision {self.revision}" if self.revision else ""
             raise FileNotFoundError(
-                f"model.path={self.path}: no such folder, and not to be had from the hub "
-                f"({type(error).__name__}); fetch it on a machine with a network by `hf download {self.path}`"
+                f"model.path={self.path}: no such folder, and not to be had from the hub ({type(error).__name__}); "
+                f"fetch it on a machine with a network by `hf download {self.path}{pinned}`"
             ) from error
 
     def torch_device(self) -> "torch.device":

@@ -1,6 +1,7 @@
-"""The bundled toy model: a small synthetic world, a model trained on it, and benchmarks about it."""
+"""The bundled toy models: a small synthetic world, models trained on it, and benchmarks about it."""
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
+MODELS = {"toy_moe": WEIGHTS, "toy_arctic": Path(__file__).parent / "weights_arctic"}
 TASKS = Path(__file__).parent / "tasks"

@@ -1,4 +1,4 @@
-"""Training of the toy model: packed documents, AdamW with a cosine, experts kept in use by a loss per layer.
+"""Training of the toy models: packed documents, AdamW with a cosine, experts kept in use by a loss per layer.
 
 Shapes: B sequences, S positions, T = B * S tokens, K experts per token, E experts, V vocabulary.
 """
@@ -14,8 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GenerationConfig, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from stun_exp.models import register
+from stun_exp.models.arctic.configuration import ArcticConfig
 from stun_exp.toy.text import training_documents
 
 LOSS_EVERY = 50
@@ -49,6 +58,18 @@ RECIPE = Recipe(
     answer_weight=3.0,
     seed=0,
 )
+ARCTIC_RECIPE = Recipe(
+    steps=2000,
+    restart_step=2000,  # never: one cosine from peak to end
+    batch_size=4,
+    sequence_length=512,
+    learning_rate=3e-3,
+    warmup_steps=100,
+    weight_decay=0.05,
+    balance_weight=0.01,
+    answer_weight=3.0,
+    seed=0,
+)
 
 
 def toy_config(tokenizer: PreTrainedTokenizerFast) -> MixtralConfig:
@@ -71,6 +92,35 @@ def toy_config(tokenizer: PreTrainedTokenizerFast) -> MixtralConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def toy_arctic_config(tokenizer: PreTrainedTokenizerFast) -> ArcticConfig:
+    """The shape of the shipped Arctic: layers 1 and 3 of 4 have 16 experts, two per token, and a residual MLP."""
+    return ArcticConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=16,
+        num_experts_per_tok=2,
+        moe_layer_frequency=2,
+        parallel_attn_mlp_res=True,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=0.05,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+TOYS: dict[str, tuple[Recipe, Callable[[PreTrainedTokenizerFast], PreTrainedConfig]]] = {
+    "toy_moe": (RECIPE, toy_config),
+    "toy_arctic": (ARCTIC_RECIPE, toy_arctic_config),
+}
+"""Recipe and shape of each bundled model."""
 
 
 def packed_batch(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, step: int) -> Tensor:
@@ -136,7 +186,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 def train(
     recipe: Recipe,
-    config: MixtralConfig,
+    config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerFast,
     *,
     device: torch.device,
@@ -144,10 +194,11 @@ def train(
     checkpoint_every: int,
     report: Callable[[int, dict[str, float]], None],
     stop_after: int | None = None,
-) -> MixtralForCausalLM:
+) -> PreTrainedModel:
     """The trained model in float32; continues from `checkpoint` if there is one, leaves at `stop_after`."""
+    register()
     torch.manual_seed(recipe.seed)
-    model = MixtralForCausalLM(config).to(device)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(device)
     model.set_experts_implementation("grouped_mm")  # the quickest in training, on CPU and on GPU
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -185,7 +236,7 @@ def train(
 
 
 def _save(
-    model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, checkpoint: Path
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, checkpoint: Path
 ) -> None:
     state = {
         "model": model.state_dict(),
@@ -198,7 +249,7 @@ def _save(
     os.replace(partial, checkpoint)  # a run killed here finds the old checkpoint or the new one, never half of one
 
 
-def _resume(model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, recipe: Recipe, checkpoint: Path) -> int:
+def _resume(model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: Recipe, checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
     state: dict[str, Any] = torch.load(checkpoint, map_location=model.device, weights_only=True)
@@ -211,7 +262,7 @@ def _resume(model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, recipe:
     return int(state["step"])
 
 
-def ship(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def ship(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes bf16 weights in one file, config, generation config and tokenizer, for stock transformers."""
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers import MixtralForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stun_exp.toy import WEIGHTS
 from stun_exp.toy.probe import expert_shares
 from stun_exp.toy.training import (
     RECIPE,
+    TOYS,
+    Recipe,
     answer_mask,
     balance_loss,
     language_loss,
     learning_rate,
     packed_batch,
     ship,
-    toy_config,
     train,
 )
 
@@ -31,16 +32,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return loaded
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> MixtralConfig:
-    config = toy_config(tokenizer)
+def tiny_config(tokenizer: PreTrainedTokenizerFast, model: str = "toy_moe") -> PretrainedConfig:
+    _, shape = TOYS[model]
+    config = shape(tokenizer)
     config.update({"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_local_experts": 4})
     return config
 
 
-def run(tokenizer: PreTrainedTokenizerFast, checkpoint: Path, stop_after: int | None = None) -> MixtralForCausalLM:
+def run(
+    tokenizer: PreTrainedTokenizerFast,
+    checkpoint: Path,
+    stop_after: int | None = None,
+    model: str = "toy_moe",
+    recipe: Recipe = TINY,
+) -> PreTrainedModel:
     return train(
-        TINY,
-        tiny_config(tokenizer),
+        recipe,
+        tiny_config(tokenizer, model),
         tokenizer,
         device=torch.device("cpu"),
         checkpoint=checkpoint,
@@ -50,14 +58,23 @@ def run(tokenizer: PreTrainedTokenizerFast, checkpoint: Path, stop_after: int | 
     )
 
 
-def test_a_resumed_run_ends_in_the_same_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    whole = run(tokenizer, tmp_path / "whole.pt")
-    half = run(tokenizer, tmp_path / "half.pt", stop_after=1)
+@pytest.mark.parametrize("model", TOYS)
+def test_a_resumed_run_ends_in_the_same_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model: str) -> None:
+    whole = run(tokenizer, tmp_path / "whole.pt", model=model)
+    half = run(tokenizer, tmp_path / "half.pt", stop_after=1, model=model)
     torch.manual_seed(12345)  # the state of the generator at the time of the break must not matter
-    resumed = run(tokenizer, tmp_path / "half.pt")
+    resumed = run(tokenizer, tmp_path / "half.pt", model=model)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
     assert not torch.equal(whole.lm_head.weight, half.lm_head.weight)
+
+
+def test_training_starts_where_the_shipped_weights_did(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """The shipped toy_moe was drawn by the architecture's own constructor, from the recipe's seed."""
+    untrained = run(tokenizer, tmp_path / "none.pt", recipe=dataclasses.replace(TINY, steps=0))
+    torch.manual_seed(RECIPE.seed)
+    for name, weight in MixtralForCausalLM(tiny_config(tokenizer)).state_dict().items():
+        assert torch.equal(weight, untrained.state_dict()[name]), name
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
