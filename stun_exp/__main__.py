@@ -1,4 +1,4 @@
-"""The command `stun`: checks the command line, then lets Hydra run it, one job or many."""
+"""The command `stun`: checks the command line, then lets Hydra run it, one job or many, or inspects a model."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stun_exp.cli import HYDRA_ERRORS, check, one_line
+from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build
 from stun_exp.overrides import CONFIG_NAME
 
@@ -19,6 +19,17 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user wants every traceback; read here, because `main` sets the variable for Hydra."""
+
+
+INSPECT_HELP = """stun inspect tells what a model is and what a run of it will need; it reads config.json and the index, no weights.
+
+  stun inspect KEY=VALUE ...   the settings of a run, as for stun
+
+Examples:
+
+  stun inspect model=mixtral_8x7b
+  stun inspect model=local model.path=DIR model.dtype=bfloat16 calibration=c4 unstructured_pruner=sparsegpt
+"""
 
 
 def job(cfg: DictConfig) -> None:
@@ -36,20 +47,36 @@ def job(cfg: DictConfig) -> None:
     try:
         run(settings, Path(here.runtime.output_dir), {str(key): value for key, value in config.items()})
     except Exception as error:
-        # An OSError names its file. Our ValueErrors are for users; a library's may be our bug and keeps its traceback.
-        ours = isinstance(error, OSError) or (isinstance(error, ValueError) and _raised_here(error))
-        if SHOW_ALL or not ours:
-            traceback.print_exception(error)
-        else:
-            print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         if here.mode == RunMode.MULTIRUN:
             print(f"in the job {' '.join(here.overrides.task)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def inspect(overrides: list[str], conf: Path) -> None:
+    """Prints what the model that `overrides` choose is, and what a run will need; exits with 1 if that fails."""
+    if {"--help", "-h"} & set(overrides):
+        print(INSPECT_HELP, end="")
+        return
+    settings = settings_of(overrides, conf)
+    from stun_exp.progress import prepare_libraries
+
+    prepare_libraries()
+    from stun_exp.inspection import show
+
+    try:
+        show.run(settings)
+    except Exception as error:
+        _tell(error)
         sys.exit(1)
 
 
 def main(conf: Path = CONF) -> None:
     """Runs the command line; exits with 2 for a mistake in it or a config, with 1 for a run that failed."""
     try:
+        if sys.argv[1:2] == ["inspect"]:
+            inspect(sys.argv[2:], conf)
+            return
         sys.argv[1:] = check(sys.argv[1:], conf)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print, so that it is told here
         hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIG_NAME)(job)()
@@ -63,6 +90,16 @@ def main(conf: Path = CONF) -> None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _tell(error: Exception) -> None:
+    """Says why a job failed: in one line if that is the user's to mend."""
+    # An OSError names its file. Our ValueErrors are for users; a library's may be our bug and keeps its traceback.
+    ours = isinstance(error, OSError) or (isinstance(error, ValueError) and _raised_here(error))
+    if SHOW_ALL or not ours:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {error}", file=sys.stderr)
 
 
 def _raised_here(error: Exception) -> bool:

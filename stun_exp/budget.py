@@ -7,7 +7,7 @@ leaves the second stage the ratio (s N - R) / P of its weights.
 from dataclasses import dataclass
 from typing import Literal
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.layers import Kind, MoELayer
 
 Scope = Literal["experts", "decoder", "model"]

@@ -1,9 +1,12 @@
-"""Calibration text to token batches: seeded, and hashed so that two runs can be told to have seen the same tokens."""
+"""Calibration text to token batches: seeded, and hashed so that two runs can be told to have seen the same tokens.
+
+Shapes: B sequences of a batch, T tokens.
+"""
 
 import json
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -19,14 +22,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrationTokens:
-    """Whole sequences of equal length, in batches (B, T) of int64."""
+    """Whole sequences in batches of int64, those of a batch of equal length: no padding, which experts must not see."""
 
     batches_BT: "list[Tensor]"
     sha256: str
+    targets_BT: "list[Tensor]" = field(default_factory=list)
+    """What the decoder of an encoder-decoder reads of each batch; empty for a decoder-only model."""
 
     @property
     def num_tokens(self) -> int:
-        return sum(batch.numel() for batch in self.batches_BT)
+        return sum(batch.numel() for batch in (*self.batches_BT, *self.targets_BT))
+
+
+def decoder_start(config: Any) -> int | None:
+    """The token that an encoder-decoder's decoder begins with; None for a decoder-only model."""
+    if not config.is_encoder_decoder:
+        return None
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise ValueError(
+            f"model_type={config.model_type}: config.json has no decoder_start_token_id, with which every target "
+            "begins; add it (most such models begin with their padding token, pad_token_id)"
+        )
+    return int(start)
 
 
 class Calibration(Component):
@@ -40,10 +58,18 @@ class Calibration(Component):
         """Sequences of `sequence_length` token ids, at most `num_sequences`."""
         raise AssertionError("a source of calibration text defines this")
 
-    def tokens(self, tokenizer: Any, seed: int) -> CalibrationTokens:
-        """The run's calibration tokens; ValueError if the text is too short for what is asked."""
+    def tokens(self, tokenizer: Any, seed: int, decoder_start: int | None = None) -> CalibrationTokens:
+        """The run's calibration tokens; ValueError if the text is too short for what is asked, or of the wrong kind.
+
+        `decoder_start` is the token that the decoder of an encoder-decoder begins with.
+        """
         import torch
 
+        if decoder_start is not None:
+            raise ValueError(
+                "this calibration gives plain text, and the model is an encoder-decoder, which needs a source and a "
+                "target: pass calibration=pairs calibration.path=FILE.jsonl"
+            )
         rows = list(self.sequences(tokenizer, seed))
         if len(rows) < self.num_sequences:
             raise ValueError(
@@ -88,36 +114,23 @@ class LocalText(Calibration):
         return iter(blocks[: self.num_sequences])
 
     def _documents(self, tokenizer: Any) -> list[list[int]]:
-        file = Path(self.path).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"calibration.path={self.path}: no such file")
-        if file.suffix not in {".txt", ".jsonl"}:
-            raise ValueError(f"calibration.path={self.path}: must end in .txt or .jsonl")
+        file = text_file(self.path, ".txt", ".jsonl")
         if file.suffix == ".txt":
             documents = [tokenizer(file.read_text(encoding="utf-8"))["input_ids"]]
         else:
-            # Not splitlines: JSON may hold other line separators as they are, U+2028 for one.
-            lines = enumerate(file.read_text(encoding="utf-8").split("\n"), 1)
-            documents = [self._row(line, number, tokenizer) for number, line in lines if line.strip()]
+            documents = [self._row(row, where, tokenizer) for where, row in json_rows(file, self.path)]
         documents = [document for document in documents if document]
         if not documents:
             raise ValueError(f"calibration.path={self.path}: the file is empty; give text to calibrate on")
         return documents
 
-    def _row(self, line: str, number: int, tokenizer: Any) -> list[int]:
-        where = f"calibration.path={self.path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from error
-        if isinstance(row, dict) and isinstance(row.get("text"), str):
+    def _row(self, row: Mapping[str, Any], where: str, tokenizer: Any) -> list[int]:
+        if isinstance(row.get("text"), str):
             ids: list[int] = tokenizer(row["text"])["input_ids"]
             return ids
-        if not (isinstance(row, dict) and isinstance(row.get("input_ids"), list)):
+        if not isinstance(row.get("input_ids"), list):
             raise ValueError(f"{where}: needs a `text` or an `input_ids` field")
-        if not all(isinstance(i, int) and 0 <= i < len(tokenizer) for i in row["input_ids"]):
-            raise ValueError(f"{where}: `input_ids` must be integers from 0 to {len(tokenizer) - 1}")
-        return list(row["input_ids"])
+        return token_ids(row, "input_ids", where, tokenizer)
 
 
 class C4(Calibration):
@@ -146,3 +159,33 @@ class C4(Calibration):
                 made += 1
             if made == self.num_sequences:
                 return
+
+
+def text_file(path: str, *endings: str) -> Path:
+    """What `calibration.path` names; FileNotFoundError, or ValueError if it ends otherwise."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"calibration.path={path}: no such file")
+    if file.suffix not in endings:
+        raise ValueError(f"calibration.path={path}: must end in {' or '.join(endings)}")
+    return file
+
+
+def json_rows(file: Path, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The lines of a .jsonl file, each behind what an error calls it; one that is no object has no fields."""
+    # Not splitlines: JSON may hold other line separators as they are, U+2028 for one.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        where = f"calibration.path={path}, line {number}"
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error})") from error
+        if line.strip():
+            yield where, row if isinstance(row, dict) else {}
+
+
+def token_ids(row: Mapping[str, Any], key: str, where: str, tokenizer: Any) -> list[int]:
+    """The tokens in a field; ValueError if they are none of the tokenizer's."""
+    if not all(isinstance(i, int) and 0 <= i < len(tokenizer) for i in row[key]):
+        raise ValueError(f"{where}: `{key}` must be integers from 0 to {len(tokenizer) - 1}")
+    return list(row[key])

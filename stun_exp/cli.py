@@ -59,6 +59,16 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
     return _written_out(argv, typed, added)
 
 
+def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
+    """The settings of the one run that `overrides` describe; ConfigError with every mistake."""
+    flags = [argument for argument in overrides if argument.startswith("-")]
+    if flags:
+        raise ConfigError(f"{flag}: only settings, KEY=VALUE, can be given here; flags are for runs" for flag in flags)
+    check(overrides, conf)
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+        return build(_composed(tuple(overrides)).cfg)
+
+
 def one_line(error: Exception) -> str:
     """What an error of Hydra's says, with its cause, on one line."""
     parts = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]

@@ -71,7 +71,10 @@ class Prepared:
         """Every metric that the tasks define, as `task/metric,filter`."""
         if not self.benchmarks:
             return {}
-        lm = _harness(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device))
+        backend = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        lm = _harness(
+            pretrained=model, backend=backend, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device)
+        )
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
         metrics: dict[str, Metric] = {}
         for benchmark, loaded in self.benchmarks:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from stun_exp.calibration import Calibration
-from stun_exp.checkpoint import Checkpoint, load_pruned
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
+from stun_exp.disk.shards import read_tensors, write_shard
+from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import Plan
-from stun_exp.shards import read_tensors, write_shard
 
 
 def training_sequences(calibration: Calibration, tokenizer: Any, seed: int, num_sequences: int) -> Tensor:
@@ -69,8 +69,7 @@ class PrunedOnDisk:
 
     def load(self) -> tuple[PreTrainedModel, list[MoELayer]]:
         model = load_pruned(self.path, self.device).float().requires_grad_(True)
-        modules = decoder_layers(model)
-        return model, [MoELayer(module, index, self.source.family) for index, module in enumerate(modules)]
+        return model, layers_of(model, self.source.family)
 
     def teacher(self, layer: int) -> nn.Module:
         whole, plan = self.source.read_layer(layer), self.plan.of(layer)
@@ -86,11 +85,11 @@ class PrunedOnDisk:
             name: tensor.detach().to("cpu", written.dtype) if tensor.is_floating_point() else tensor.cpu()
             for name, tensor in model.state_dict().items()
         }
-        trained = state | revert_weight_conversion(written.skeleton, state)
-        unused = tuple(f"model.layers.{index}." for index in written.unused_layers())
+        trained = state | written.keys.revert(state)
+        unused = {key for part in written.keys.unused.values() for key in part}
         for file in sorted(set(written.files.values())):
             keys = [key for key, home in written.files.items() if home == file]
-            tensors = read_tensors(written.files, [key for key in keys if key.startswith(unused)], written.dtype)
+            tensors = read_tensors(written.files, unused & set(keys))
             tensors |= {key: trained[key] for key in keys if key not in tensors}
             # The weights in memory may be pages of the file: it is replaced, not written over.
             partial = file.with_suffix(".partial")

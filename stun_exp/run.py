@@ -10,7 +10,10 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from stun_exp.budget import TOLERANCE, Budget, budget_of, expected_counts
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter, load_pruned
+from stun_exp.calibration import decoder_start
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.moe.skip import skip_experts
@@ -51,12 +54,14 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
                 f"calibration.sequence_length={settings.calibration.sequence_length}: the model takes at most {longest}"
                 f" tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
             )
-        tokens = settings.calibration.tokens(tokenizer, settings.seed)
+        tokens = settings.calibration.tokens(tokenizer, settings.seed, decoder_start(checkpoint.config))
         training_NT = training_sequences(
             settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
         )
-        for index in checkpoint.unused_layers():
-            ledger.warn(f"layer {index} is on disk but not part of the architecture; it is copied unpruned")
+        for part, keys in checkpoint.keys.unused.items():
+            ledger.warn(
+                f"{part} ({len(keys)} tensors) is on disk but not run by the architecture; it is copied unpruned"
+            )
         stage = WeightStage(pruner, scope)
         check_pattern(checkpoint, stage)
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
@@ -68,7 +73,7 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         return
 
     def walk(what: str, plan: Plan | None = None, runs: bool = True) -> Walk:
-        return Walk(checkpoint, tokens.batches_BT, device, what, _apply(plan), runs)
+        return Walk(checkpoint, tokens.batches_BT, device, what, _apply(plan), runs, tokens.targets_BT)
 
     with ledger.stage("experts") as cost:
         seen, reference = walk("choosing experts"), walk("full model")
@@ -113,11 +118,12 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         written = Checkpoint(out / "checkpoint", None)
         on_disk = count_written(written, scope)
         sparsity = _measured(budget, on_disk, pruned, settings)
-        prove_it_runs(Walk(written, tokens.batches_BT[:1], device, "reloading"))
+        first = Walk(written, tokens.batches_BT[:1], device, "reloading", targets_BT=tokens.targets_BT[:1])
+        prove_it_runs(first)
         for warning in _off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
             ledger.warn(warning)
     with ledger.stage("skip") as cost:
-        gating = Walk(written, tokens.batches_BT, device, "measuring gates")
+        gating = Walk(written, tokens.batches_BT, device, "measuring gates", targets_BT=tokens.targets_BT)
         thresholds = layer_thresholds(settings.skipping, gates, gating)
         if thresholds and settings.save:
             ledger.warn("the written checkpoint does not skip: the thresholds are in report.json alone")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stun_exp.budget import Scope, kinds_in_scope
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens, observe

@@ -3,14 +3,14 @@
 Shapes: B sequences of a batch, T tokens, D hidden size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stun_exp.checkpoint import Checkpoint
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.moe.layers import MoELayer
 from stun_exp.progress import track
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -24,6 +24,8 @@ class Step:
         self.hidden_BTD = hidden_BTD
         self._arguments = arguments
         self.outputs_BTD: list[Tensor] | None = None
+        self.handed_on: list[dict[int, Any]] = []
+        """For each batch, what the next layer takes besides hidden states, by its place among the arguments."""
         self.passes = 0.0
 
     @torch.inference_mode()
@@ -33,10 +35,11 @@ class Step:
         `passes` is what it counts for: observed so that every expert runs on every token, a layer does the work of
         num_experts / top_k ordinary passes.
         """
-        self.outputs_BTD = []
+        self.outputs_BTD, self.handed_on = [], []
         for hidden, (args, kwargs) in zip(self.hidden_BTD, self._arguments, strict=True):
             output = self.layer.module(hidden, *args, **kwargs)
             self.outputs_BTD.append(output[0] if isinstance(output, tuple) else output)
+            self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
         self.passes += passes
 
     def changed(self) -> None:
@@ -49,8 +52,8 @@ class Walk:
 
     `edit` is applied to each layer as it is read (the expert stage). A layer that the caller changed (`Step.changed`)
     or has not run is run again when the walk goes on, so the next layer sees what its predecessors have become.
-    With `runs` off the layers are only read and yielded, for work that looks at weights alone. `forward_passes` counts
-    whole-model passes over the tokens.
+    An encoder-decoder takes `targets_BT` besides: what its decoder reads of each batch. With `runs` off the layers are
+    only read and yielded, for work that looks at weights alone. `forward_passes` counts whole-model passes.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class Walk:
         what: str,
         edit: Callable[[MoELayer], None] = lambda layer: None,
         runs: bool = True,
+        targets_BT: Sequence[Tensor] = (),
     ):
         self.checkpoint = checkpoint
         self.tokens_BT = tokens_BT
+        self.targets_BT = targets_BT
         self.device = device
         self.what = what
         self.edit = edit
@@ -75,59 +80,83 @@ class Walk:
         return self.layer_passes / self.checkpoint.num_layers
 
     def __iter__(self) -> Iterator[Step]:
-        hidden_BTD: list[Tensor] = []
-        arguments: list[list[Arguments]] = [[]] * self.checkpoint.num_layers
-        if self.runs:
-            hidden_BTD, arguments = _first_inputs(self.checkpoint, self.tokens_BT, self.device)
-        for index in track(range(self.checkpoint.num_layers), self.what):
-            layer = self.checkpoint.read_layer(index)
-            self.edit(layer)
-            layer.module.to(self.device)
-            step = Step(layer, hidden_BTD, arguments[index])
-            yield step
-            if self.runs and step.outputs_BTD is None and index + 1 < self.checkpoint.num_layers:
-                step.forward()
-            self.layer_passes += step.passes
-            hidden_BTD = step.outputs_BTD or []
+        first = 0
+        outputs_BTD: list[Tensor] = []
+        bar = track(range(self.checkpoint.num_layers), self.what)
+        for stack in self.checkpoint.stacks:
+            hidden_BTD: list[Tensor] = []
+            arguments: list[list[Arguments]] = [[] for _ in stack]
+            if self.runs:
+                hidden_BTD, arguments = self._first_inputs(first, len(stack), outputs_BTD)
+            for number in range(len(stack)):
+                layer = self.checkpoint.read_layer(next(bar))
+                self.edit(layer)
+                layer.module.to(self.device)
+                step = Step(layer, hidden_BTD, arguments[number])
+                yield step
+                # Nobody takes what the last layer of all gives; an encoder's last feeds the decoder.
+                if self.runs and step.outputs_BTD is None and layer.index + 1 < self.checkpoint.num_layers:
+                    step.forward()
+                self.layer_passes += step.passes
+                outputs_BTD = hidden_BTD = step.outputs_BTD or []
+                if self.runs and number + 1 < len(stack):
+                    arguments[number + 1] = [
+                        _with(call, handed) for call, handed in zip(arguments[number + 1], step.handed_on, strict=True)
+                    ]
+            first += len(stack)
+
+    @torch.inference_mode()
+    def _first_inputs(
+        self, first: int, num_layers: int, before_BTD: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[list[Arguments]]]:
+        """The batches as they come to a stack that begins with layer `first`, and the arguments of its layers.
+
+        `before_BTD` is what the last layer of the stack before gives. The model itself is run with its layers replaced
+        by recorders, so no architecture's mask or position code is written here again. All calibration sequences are
+        whole: batches of one shape share one set of arguments, unless an encoder's outputs are among them.
+        """
+        shell = self.checkpoint.read_shell()
+        num_outputs = 1 + max(self.checkpoint.family.hands_on, default=0)
+        recorders = []
+        for index, path in enumerate(self.checkpoint.paths):
+            outputs_BTD = before_BTD if index == first - 1 else ()
+            recorders.append(_Recorder(shell.get_submodule(path), num_outputs, outputs_BTD))
+            shell.set_submodule(path, recorders[-1])
+        model = shell.base_model.to(self.device)
+        for number, tokens in enumerate(self.tokens_BT):
+            targets = {"decoder_input_ids": self.targets_BT[number].to(self.device)} if self.targets_BT else {}
+            model(input_ids=tokens.to(self.device), **targets, use_cache=False)
+        stack = recorders[first : first + num_layers]
+        if not self.targets_BT:
+            seen: dict[torch.Size, int] = {}
+            for number, tokens in enumerate(self.tokens_BT):
+                alike = seen.setdefault(tokens.shape, number)
+                for recorder in stack:
+                    recorder.calls[number] = recorder.calls[alike]
+        return stack[0].inputs_BTD, [recorder.calls for recorder in stack]
+
+
+def _with(call: Arguments, handed: Mapping[int, Any]) -> Arguments:
+    """The arguments with some of them replaced; place 0 is the hidden states, which `call` leaves out."""
+    args, kwargs = call
+    return tuple(handed.get(place, arg) for place, arg in enumerate(args, 1)), kwargs
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: hands its input on and keeps the other arguments."""
+    """Stands in for a layer: keeps its arguments, and hands on its input, or what it is told that the layer gives."""
 
-    def __init__(self, calls: list[Arguments]):
+    def __init__(self, layer: nn.Module, num_outputs: int, outputs_BTD: Sequence[Tensor] = ()):
         super().__init__()
-        self.calls = calls
+        self.calls: list[Arguments] = []
+        self.inputs_BTD: list[Tensor] = []
+        self.num_outputs = num_outputs
+        self.outputs_BTD = outputs_BTD
+        for name, value in vars(layer).items():  # models look at attributes of their layers, its type of attention, say
+            if not name.startswith("_") and not hasattr(self, name):
+                setattr(self, name, value)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = self.outputs_BTD[len(self.calls)] if self.outputs_BTD else hidden_states
         self.calls.append((args, kwargs))
-        return hidden_states
-
-
-@torch.inference_mode()
-def _first_inputs(
-    checkpoint: Checkpoint, tokens_BT: Sequence[Tensor], device: torch.device
-) -> tuple[list[Tensor], list[list[Arguments]]]:
-    """The embedded batches, and for each layer and batch the arguments (masks, positions) the model passes with them.
-
-    The model itself is run with its layers replaced by recorders, so no architecture's mask or position code is
-    written here again. All calibration sequences are whole: batches of one shape share one set of arguments.
-    """
-    shell = checkpoint.read_shell()
-    layers = decoder_layers(shell)
-    calls: list[list[Arguments]] = [[] for _ in layers]
-    for index in range(len(layers)):
-        layers[index] = _Recorder(calls[index])
-    model = shell.model.to(device)
-    embedded: list[Tensor] = []
-    model.layers[0].register_forward_pre_hook(
-        lambda module, args, kwargs: embedded.append(args[0] if args else kwargs["hidden_states"]),
-        with_kwargs=True,
-    )
-    first: dict[torch.Size, int] = {}
-    for number, tokens in enumerate(tokens_BT):
-        model(input_ids=tokens.to(device), use_cache=False)
-        seen = first.setdefault(tokens.shape, number)
-        if seen != number:
-            for call in calls:
-                call[number] = call[seen]
-    return embedded, calls
+        self.inputs_BTD.append(hidden_states)
+        return (given, *[None] * (self.num_outputs - 1)) if self.num_outputs > 1 else given

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.observe import observe
 from stun_exp.moe.skip import GateRatios, Skip
 from stun_exp.skipping.protocol import Skipping

@@ -10,7 +10,7 @@ from torch import Tensor
 from stun_exp.allocation.protocol import Allocation, Saliencies
 from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
 from stun_exp.budget import Budget, Scope, kinds_in_scope
-from stun_exp.checkpoint import CheckpointWriter
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.inputs import InputStatistics, SharedInputs
 from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.moe.observe import Statistic, observe
@@ -94,6 +94,12 @@ class WeightStage:
         inputs = InputStatistics(layer, matrices, statistic_of)
         tokens = ExpertTokens(layer.num_experts)
         self._run(step, [inputs, tokens])
+        for matrix in matrices:
+            if matrix.expert is None and not inputs.by_feed[matrix.feed].num_tokens:
+                raise ValueError(
+                    f"layer {layer.index}: no calibration token was seen on its way into {matrix.name}; its family "
+                    f"({layer.family.model_type}) uses the weight by itself and must name it in `gates`"
+                )
         counts: list[int] = tokens.count_E.tolist()
         statistics = inputs.by_feed | self._instead(step, matrices, self.starved(counts), statistic_of)
         for feed, statistic in statistics.items():
@@ -144,6 +150,7 @@ class WeightStage:
         tokens: list[int] = []
         starved: list[int] = []
         dense_BTD = None
+        visited: set[str] = set()
         for part in self.parts(matrices):
             statistics, tokens = self.observe(step, part)
             if dense_BTD is None:
@@ -154,6 +161,10 @@ class WeightStage:
                 compared = [m for m in part if (m.expert in starved) == hungry]
                 tasks = [Task(m.name, m.weight_OC, statistics.get(m.feed), ratios.of(m)) for m in compared]
                 warnings += [f"layer {step.layer.index}: {warning}" for warning in self.pruner.prune_(tasks)]
+            visited |= {matrix.name for matrix in part}
+        unvisited = {matrix.name for matrix in matrices} - visited
+        if unvisited:
+            raise ValueError(f"layer {step.layer.index}: {min(unvisited)} is to be pruned, and was not visited")
         if self.pruner.inputs == "dense":
             step.outputs_BTD = dense_BTD
         else:

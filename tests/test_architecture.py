@@ -60,7 +60,7 @@ def test_only_the_command_line_imports_run() -> None:
 
 def test_only_shards_knows_safetensors() -> None:
     """Outside the toy model, which is made here and not read."""
-    assert {file for file in importers("safetensors") if not file.startswith("toy/")} == {"shards.py"}
+    assert {file for file in importers("safetensors") if not file.startswith("toy/")} == {"disk/shards.py"}
 
 
 def test_methods_and_stages_take_values_not_configs() -> None:

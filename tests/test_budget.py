@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stun_exp.budget import LayerBudget, Scope, budget_of, count_by_kind, expected_counts
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 
 KEPT = {0: 5, 1: 5}  # one expert goes in each of two layers
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from stun_exp.__main__ import CONF
 from stun_exp.calibration import LocalText, ToyText
-from stun_exp.checkpoint import Checkpoint
 from stun_exp.config import build
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.recovery_stage import training_sequences
 from stun_exp.run import run
 

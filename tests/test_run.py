@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from stun_exp.__main__ import CONF
-from stun_exp.checkpoint import Checkpoint, load_pruned
 from stun_exp.config import build
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
 from stun_exp.run import run
 
 Runner = Callable[..., dict[str, Any]]

@@ -1,12 +1,10 @@
 """The stages together, from a checkpoint on disk to a pruned one: what was asked is what the files lack."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
@@ -14,12 +12,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stun_exp.__main__ import CONF
 from stun_exp.allocation.protocol import Allocation
 from stun_exp.allocation.uniform import Uniform
 from stun_exp.budget import Scope, budget_of
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun import STUN
@@ -235,9 +235,10 @@ def test_a_model_without_experts_is_refused(
     tiny_model: Callable[[str], Path], tmp_path: Path, tokens_BT: Tensor
 ) -> None:
     """All layers of this Qwen2-MoE are dense: nothing for this project to do."""
-    dense = Path(copytree(tiny_model("qwen2_moe"), tmp_path / "dense"))
-    config = json.loads((dense / "config.json").read_text()) | {"mlp_only_layers": [0, 1, 2]}
-    (dense / "config.json").write_text(json.dumps(config))
+    config = AutoConfig.from_pretrained(tiny_model("qwen2_moe"))
+    config.mlp_only_layers = [0, 1, 2]
+    dense = tmp_path / "dense"
+    AutoModelForCausalLM.from_config(config).save_pretrained(dense)
     with pytest.raises(ValueError, match="no layer has experts"):
         Pruned(Checkpoint(dense, None), tokens_BT, tmp_path / "out", 0.5)
 

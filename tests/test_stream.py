@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint, load_pruned
-from stun_exp.moe.layers import decoder_layers
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
 from stun_exp.stream import Walk
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_a_changed_layers_new_outputs_feed_the_next(checkpoint: Checkpoint, toke
     """Sequential pruning: the next layer is calibrated on what its predecessor has become."""
     model = load_pruned(checkpoint.path, CPU)
     with torch.no_grad():
-        decoder_layers(model)[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
     with torch.inference_mode():
         expected = model(tokens_BT, output_hidden_states=True).hidden_states[1]
     for step in Walk(checkpoint, [tokens_BT], CPU, "test"):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stun_exp.checkpoint import Checkpoint
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.moe.layers import layers_of
 from stun_exp.moe.skip import Skip
 from stun_exp.skipping.dynamic import DynamicSkipping
 from stun_exp.stream import Walk
@@ -25,7 +25,7 @@ def test_thresholds_are_those_of_the_whole_model(checkpoint: Checkpoint, tokens_
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
     seen: dict[int, Tensor] = {}
     for index in range(checkpoint.num_layers):
-        layer = MoELayer(decoder_layers(model)[index], index, checkpoint.family)
+        layer = layers_of(model, checkpoint.family)[index]
         if layer.is_moe:
             layer.router.register_forward_hook(
                 lambda module, args, output, index=index: seen.update({index: output[0].flatten(0, -2)})

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,20 +35,18 @@ def find_shards(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(handle.keys(), file)
 
 
-def read_tensors(files: Mapping[str, Path], keys: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of `keys`, floating point ones in `dtype`."""
+def read_tensors(files: Mapping[str, Path], keys: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of `keys`, as they are on disk."""
     by_file: dict[Path, list[str]] = {}
     for key in keys:
         by_file.setdefault(files[key], []).append(key)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file, wanted in by_file.items():
         with _open(file) as handle:
             absent = set(wanted) - set(handle.keys())
             if absent:
                 raise ValueError(f"{file}: {min(absent)} is not in it, but {INDEX} says so; download it again")
-            for key in wanted:
-                tensor = handle.get_tensor(key)
-                tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            tensors |= {key: handle.get_tensor(key) for key in wanted}
     return tensors
 
 

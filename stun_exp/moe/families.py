@@ -1,33 +1,117 @@
 """The table of supported architectures: what differs between them, and nothing else."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoEFamily:
-    """Where one architecture keeps its experts; paths are attribute names inside a decoder layer."""
+    """Where one architecture keeps its experts; paths are attribute names inside the model or one of its layers."""
 
     model_type: str
     num_experts_key: str
-    """Key of the expert count in config.json."""
-    block: str = "mlp"
-    """The MoE block; a layer whose block has no experts is a dense layer."""
+    """Key of the expert count in config.json; a dot leads into a part of the config."""
+    stacks: tuple[str, ...] = ("model.layers",)
+    """The lists of layers, in the order in which they run: one, or an encoder's and a decoder's."""
+    blocks: tuple[str, ...] = ("mlp",)
+    """The feed-forward block of a layer, the first of these that it has; without experts the layer is a dense one."""
     router: str = "gate"
     """The router inside the block."""
     router_rows: tuple[str, ...] = ("weight",)
-    """Router tensors with one row per expert: they are cut together with the experts."""
+    """Router tensors with an entry per expert, the projection first: they are cut together with the experts."""
     gates: tuple[str, ...] = ()
-    """Linears of a layer that gate, as a router does, and are therefore never pruned."""
+    """Linears of a layer that gate, as a router does, or whose inputs cannot be seen: they are never pruned."""
+    mlps: tuple[str, ...] = ()
+    """Feed-forward modules of a layer beside the block; every other linear belongs to attention."""
+    renormalises: bool = True
+    """Whether the chosen experts' gates are scaled to sum 1, if the router has no setting for it."""
+    group_best: int = 2
+    """How many of a group's experts decide its rank, where the router chooses among groups first."""
+    hands_on: Mapping[int, int] = field(default_factory=dict)
+    """Outputs of a layer besides the hidden states that the next takes: their place in the one's outputs and in the
+    other's arguments."""
 
+
+_BIASED = ("weight", "e_score_correction_bias")
+_SHARED_GATE = ("mlp.shared_expert_gate",)
+_SEQ2SEQ_ROWS = ("classifier.weight", "classifier.bias")
 
 FAMILIES = {
     family.model_type: family
     for family in (
+        MoEFamily(
+            model_type="arctic",
+            num_experts_key="num_local_experts",
+            blocks=("block_sparse_moe",),
+            mlps=("residual_mlp",),
+        ),
+        MoEFamily(
+            model_type="dbrx",
+            num_experts_key="ffn_config.moe_num_experts",
+            stacks=("transformer.blocks",),
+            blocks=("ffn",),
+            router="router",
+            router_rows=("layer.weight",),
+        ),
+        MoEFamily(model_type="deepseek_v2", num_experts_key="n_routed_experts", renormalises=False, group_best=1),
+        MoEFamily(model_type="deepseek_v3", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(model_type="dots1", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(
+            model_type="ernie4_5_moe",
+            num_experts_key="moe_num_experts",
+            router_rows=("weight", "moe_statics.e_score_correction_bias"),
+        ),
+        MoEFamily(model_type="flex_olmo", num_experts_key="num_experts"),
+        MoEFamily(model_type="glm4_moe", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(
+            model_type="gpt_oss", num_experts_key="num_local_experts", router="router", router_rows=("weight", "bias")
+        ),
+        MoEFamily(
+            model_type="granitemoe", num_experts_key="num_local_experts", blocks=("block_sparse_moe",), router="router"
+        ),
+        MoEFamily(model_type="hunyuan_v1_moe", num_experts_key="num_experts", router_rows=("wg.weight",)),
+        MoEFamily(
+            model_type="jamba",
+            num_experts_key="num_experts",
+            blocks=("feed_forward",),
+            router="router",
+            gates=("mamba.dt_proj",),  # the step size of the recurrence; not called, its weight is used by itself
+            renormalises=False,
+        ),
+        MoEFamily(
+            model_type="llama4_text",
+            num_experts_key="num_local_experts",
+            blocks=("feed_forward",),
+            router="router",
+            renormalises=False,
+        ),
+        MoEFamily(model_type="minimax", num_experts_key="num_local_experts"),
         MoEFamily(model_type="mixtral", num_experts_key="num_local_experts"),
-        MoEFamily(model_type="qwen2_moe", num_experts_key="num_experts", gates=("mlp.shared_expert_gate",)),
-        MoEFamily(model_type="qwen3_moe", num_experts_key="num_experts"),
+        MoEFamily(
+            model_type="nllb-moe",
+            num_experts_key="num_experts",
+            stacks=("model.encoder.layers", "model.decoder.layers"),
+            blocks=("ffn",),
+            router="router",
+            router_rows=_SEQ2SEQ_ROWS,
+        ),
         MoEFamily(model_type="olmoe", num_experts_key="num_experts"),
+        MoEFamily(model_type="phimoe", num_experts_key="num_local_experts", router="router", renormalises=False),
+        MoEFamily(model_type="qwen2_moe", num_experts_key="num_experts", gates=_SHARED_GATE),
+        MoEFamily(model_type="qwen3_moe", num_experts_key="num_experts"),
+        MoEFamily(model_type="qwen3_next", num_experts_key="num_experts", gates=_SHARED_GATE),
+        MoEFamily(
+            model_type="switch_transformers",
+            num_experts_key="num_experts",
+            stacks=("encoder.block", "decoder.block"),
+            blocks=("layer.2.mlp", "layer.1.mlp"),
+            router="router",
+            router_rows=_SEQ2SEQ_ROWS,
+            renormalises=False,
+            # Relative position biases: the first layer of a stack has the weights, the others are handed the result.
+            hands_on={1: 2, 2: 5},
+        ),
     )
 }
 

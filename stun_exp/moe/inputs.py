@@ -30,7 +30,7 @@ class InputStatistics(Statistic, Generic[S]):
         make: Callable[[int], S],
         every_token: Collection[int] = (),
     ):
-        self.prefix = f"{layer.family.block}.experts"
+        self.prefix = f"{layer.block_path}.experts"
         self.every_token = frozenset(every_token)
         self.by_feed: dict[str, S] = {}
         for matrix in matrices:

@@ -37,12 +37,30 @@ class MoELayer:
         self.module = module
         self.index = index
         self.family = family
-        self.block: Any = module.get_submodule(family.block)
+        self.block_path = _first_of(module, family.blocks)
+        self.block: Any = module.get_submodule(self.block_path)
         self.is_moe = hasattr(self.block, "experts")
+
+    def check(self) -> None:
+        """ValueError unless every tensor of the experts is one that pruning visits, merging merges and cutting cuts."""
+        if not self.is_moe:
+            return
+        matrices = ("gate_up_proj" if getattr(self.experts, "has_gate", True) else "up_proj", "down_proj")
+        known = {*matrices, *(f"{name}_bias" for name in matrices)}
+        found = {name for name, _ in self.experts.named_parameters()}
+        if not found >= set(matrices) or not found <= known:
+            raise ValueError(
+                f"layer {self.index}: the experts of {self.family.model_type} hold {', '.join(sorted(found)[:4])}, and "
+                f"only fused ones ({', '.join(matrices)}) can be pruned; see stun_exp/models/fused.py"
+            )
 
     @property
     def router(self) -> Any:
         return getattr(self.block, self.family.router)
+
+    @property
+    def router_path(self) -> str:
+        return f"{self.block_path}.{self.family.router}"
 
     @property
     def experts(self) -> Any:
@@ -59,12 +77,14 @@ class MoELayer:
 
     @property
     def renormalises(self) -> bool:
-        """Whether the chosen experts' gates are scaled to sum 1; Mixtral always does and has no setting for it."""
-        return bool(getattr(self.router, "norm_topk_prob", True))
+        """Whether the chosen experts' gates are scaled to sum 1, which not every family has a setting for."""
+        return bool(getattr(self.router, "norm_topk_prob", self.family.renormalises))
 
     @property
     def num_groups(self) -> int:
         """Equal groups of neighbouring experts among which a group-limited router chooses first; 1 without groups."""
+        if getattr(self.router, "topk_method", None) == "greedy":
+            return 1  # DeepSeek-V2-Lite: the setting is there, and without effect
         return int(getattr(self.router, "num_group", None) or 1)
 
     @property
@@ -72,13 +92,11 @@ class MoELayer:
         """The fewest experts with which the router can still choose `top_k`."""
         if self.num_groups == 1:
             return self.top_k
-        # A group is ranked by the sum of its best two.
-        per_group = max(2, -(-self.top_k // int(self.router.topk_group)))
+        per_group = max(self.family.group_best, -(-self.top_k // int(self.router.topk_group)))
         return per_group * self.num_groups
 
     def router_rows_ED(self) -> Tensor:
-        rows_ED: Tensor = self.router.weight.detach()
-        return rows_ED
+        return self._router_tensors()[self.family.router_rows[0]].detach()
 
     def expert_weights(self, experts: Sequence[int]) -> Tensor:
         """The named experts' parameters in fp32, each flattened to one row: (len(experts), weights of an expert)."""
@@ -90,19 +108,21 @@ class MoELayer:
         """Everything that goes when an expert goes: its matrices, biases and router rows."""
         if not self.is_moe:
             return 0
-        rows = [getattr(self.router, name) for name in self.family.router_rows]
-        return sum(int(tensor[0].numel()) for tensor in (*self._expert_tensors().values(), *rows))
+        tensors = (*self._expert_tensors().values(), *self._router_tensors().values())
+        return sum(tensor.numel() // self.num_experts for tensor in tensors)
 
     def matrices(self) -> Iterator[Matrix]:
         """Every weight matrix that pruning may touch, in a fixed order; never the router, norms, biases or gates."""
+        mlps = tuple(f"{path}." for path in (self.block_path, *self.family.mlps))
         for name, linear in self.linears():
-            kind: Kind = "mlp" if name.startswith(self.family.block + ".") else "attention"
+            kind: Kind = "mlp" if name.startswith(mlps) else "attention"
             yield Matrix(name, linear.weight.detach(), name, kind)
         if not self.is_moe:
             return
-        prefix = f"{self.family.block}.experts"
+        prefix = f"{self.block_path}.experts"
+        fused = self.experts.gate_up_proj if self.experts.has_gate else self.experts.up_proj
         for expert in range(self.num_experts):
-            up_OC = _out_by_in(self.experts, self.experts.gate_up_proj.detach()[expert])
+            up_OC = _out_by_in(self.experts, fused.detach()[expert])
             for half, weight_FD in _halves(self.experts, up_OC):
                 yield Matrix(f"{prefix}.{expert}.{half}", weight_FD, f"{prefix}.{expert}.in", "expert", expert)
             down_DF = _out_by_in(self.experts, self.experts.down_proj.detach()[expert])
@@ -110,9 +130,9 @@ class MoELayer:
 
     def linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """The plain linears that pruning may touch: attention, dense and shared feed-forward."""
-        router = f"{self.family.block}.{self.family.router}"
         for name, child in self.module.named_modules():
-            if isinstance(child, nn.Linear) and name != router and name not in self.family.gates:
+            gate = name in self.family.gates or f"{name}.".startswith(f"{self.router_path}.")
+            if isinstance(child, nn.Linear) and not gate:
                 yield name, child
 
     def apply(self, plan: LayerPlan) -> None:
@@ -139,22 +159,32 @@ class MoELayer:
         if groups == [[expert] for expert in range(self.num_experts)]:
             return
         self._check_groups(groups)
+        num_experts = self.num_experts
         shares = weights or [[1 / len(group)] * len(group) for group in groups]
         aligned = self._aligned(groups, align_to) if align_to else {}
-        for name, tensor in self._expert_tensors().items():
-            value = _means(tensor.detach(), groups, shares, aligned.get(name, {}))
-            setattr(self.experts, name, nn.Parameter(value, requires_grad=False))
-        for name in self.family.router_rows:
-            tensor = getattr(self.router, name)
-            value = _means(tensor.detach(), groups, shares, {})
-            setattr(
-                self.router,
-                name,
-                nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value,
-            )
+        for name, fused in self._expert_tensors().items():
+            means = _means(fused.detach(), groups, shares, aligned.get(name, {}))
+            setattr(self.experts, name, nn.Parameter(means, requires_grad=False))
+        for name, tensor in self._router_tensors().items():
+            path, _, own_name = name.rpartition(".")
+            # Ernie keeps its biases in a matrix of one row.
+            across = len(tensor) != num_experts
+            rows = _means(tensor.detach().mT if across else tensor.detach(), groups, shares, {})
+            value = rows.mT.contiguous() if across else rows
+            is_parameter = isinstance(tensor, nn.Parameter)
+            owner = self.router.get_submodule(path)
+            setattr(owner, own_name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+            if hasattr(owner, "out_features"):
+                owner.out_features = len(groups)
         for owner in (self.experts, self.router, self.block):
             if hasattr(owner, "num_experts"):
                 owner.num_experts = len(groups)
+
+    def shrink(self, count: int) -> None:
+        """Keeps `count` experts, equally many of each group, whichever they are: for the shapes alone."""
+        size, kept = self.num_experts // self.num_groups, count // self.num_groups
+        groups = (range(first, first + kept) for first in range(0, self.num_experts, size))
+        self.regroup([[expert] for group in groups for expert in group])
 
     def _check_groups(self, groups: Sequence[Sequence[int]]) -> None:
         size = self.num_experts // self.num_groups
@@ -177,12 +207,37 @@ class MoELayer:
     def _expert_tensors(self) -> dict[str, nn.Parameter]:
         return dict(self.experts.named_parameters(recurse=False))
 
+    def _router_tensors(self) -> dict[str, Tensor]:
+        """What the router has one entry of for each expert; a bias that a family may lack is left out."""
+        found = dict((*self.router.named_parameters(), *self.router.named_buffers()))
+        return {name: found[name] for name in self.family.router_rows if name in found}
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of decoder layers of a causal language model."""
-    layers = model.get_submodule("model.layers")
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+
+def layer_paths(model: nn.Module, family: MoEFamily) -> list[list[str]]:
+    """The names of a model's layers, stack by stack, in the order in which they run."""
+    stacks = []
+    for stack in family.stacks:
+        layers = model.get_submodule(stack)
+        assert isinstance(layers, nn.ModuleList)
+        stacks.append([f"{stack}.{number}" for number in range(len(layers))])
+    return stacks
+
+
+def layers_of(model: nn.Module, family: MoEFamily) -> list[MoELayer]:
+    """A model's layers, numbered through from the first of its first stack."""
+    paths = (path for stack in layer_paths(model, family) for path in stack)
+    return [MoELayer(model.get_submodule(path), index, family) for index, path in enumerate(paths)]
+
+
+def _first_of(module: nn.Module, paths: Sequence[str]) -> str:
+    """The first of `paths` that leads to a part of the module."""
+    for path in paths:
+        try:
+            module.get_submodule(path)
+        except AttributeError:
+            continue
+        return path
+    raise AssertionError(f"none of {paths} in {type(module).__name__}")
 
 
 def _out_by_in(experts: Any, weight: Tensor) -> Tensor:

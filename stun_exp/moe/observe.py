@@ -121,6 +121,11 @@ def _observed_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, to
     return out_TD
 
 
+def run_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> Tensor:
+    """The weighted sum of each token's experts, of any experts that keep to transformers' fused form."""
+    return _chosen_experts(experts, [], hidden_TD, topk_index_TK, topk_weight_TK)
+
+
 def _chosen_experts(
     experts: Any, observers: list[Statistic], hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor
 ) -> Tensor:
@@ -169,10 +174,14 @@ def _every_expert(
 
 
 def _slots(topk_index_TK: Tensor, num_experts: int) -> Sequence[Tensor]:
-    """For each expert, the places in the flattened top-k that chose it, in the order of the tokens."""
+    """For each expert, the places in the flattened top-k that chose it, in the order of the tokens.
+
+    A place numbered `num_experts` is nobody's: its token was over an expert's capacity.
+    """
     # One stable sort instead of a search per expert.
     order = topk_index_TK.flatten().argsort(stable=True)
-    return torch.split(order, torch.bincount(topk_index_TK.flatten(), minlength=num_experts).tolist())
+    counts = torch.bincount(topk_index_TK.flatten(), minlength=num_experts)
+    return torch.split(order, counts.tolist())[:num_experts]
 
 
 def _run(experts: Any, expert: int, x_ND: Tensor) -> tuple[Tensor, Tensor]:

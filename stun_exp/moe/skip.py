@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from stun_exp.moe.families import MoEFamily
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.moe.layers import layers_of
 from stun_exp.moe.observe import Statistic
 
 
@@ -83,9 +83,10 @@ def skip_experts(model: nn.Module, family: MoEFamily, betas: Mapping[int, float]
     """
     skips: dict[int, Skip] = {}
     before = []
+    layers = layers_of(model, family)
     for index, beta in betas.items():
-        layer = MoELayer(decoder_layers(model)[index], index, family)
-        before.append((layer.experts, layer.experts.config))
+        layer = layers[index]
+        before.append((layer.experts, layer.experts.config, layer.experts._is_expert_parallel))
         skips[index] = Skip(beta, layer.renormalises, layer.experts.config._experts_implementation)
         layer.experts.skip = skips[index]
         # Makes transformers leave out slots numbered beyond the last expert, as those that another device holds.
@@ -96,9 +97,9 @@ def skip_experts(model: nn.Module, family: MoEFamily, betas: Mapping[int, float]
     try:
         yield skips
     finally:
-        for experts, config in before:
+        for experts, config, parallel in before:
             experts.config = config
-            experts._is_expert_parallel = False
+            experts._is_expert_parallel = parallel
             del experts.skip
 
 

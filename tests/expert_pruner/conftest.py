@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.observe import Statistic
 from stun_exp.moe.plan import Plan

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.exhaustive import Exhaustive
 from stun_exp.moe.observe import observe
 from stun_exp.moe.plan import Plan

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.greedy_reconstruction import GreedyReconstruction
 from stun_exp.moe.plan import Plan
 from stun_exp.stream import Step, Walk

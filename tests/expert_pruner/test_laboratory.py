@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.merge_path import MergePath
 from stun_exp.expert_pruner.stun import STUN
 from stun_exp.moe.observe import Statistic

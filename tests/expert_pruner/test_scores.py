@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.ean import EAN
 from stun_exp.expert_pruner.frequency import Frequency
 from stun_exp.expert_pruner.max_activation import MaxActivation

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.stun import STUN
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import Coactivation

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.search import Losses, beam, enumerate_all, exact, exchange
 from stun_exp.expert_pruner.subset_search import SubsetSearch
 from stun_exp.expert_pruner.token_grams import TokenGrams

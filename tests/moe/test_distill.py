@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stun_exp.checkpoint import Checkpoint, load_pruned
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
 from stun_exp.moe.distill import distil_experts, expert_mse
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.observe import Statistic, observe
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def loaded(path: Path) -> tuple[PreTrainedModel, list[MoELayer]]:
     """A model with gradients, and its layers."""
     checkpoint = Checkpoint(path, None)
     model = load_pruned(path, CPU).requires_grad_(True)
-    return model, [MoELayer(m, i, checkpoint.family) for i, m in enumerate(decoder_layers(model))]
+    return model, layers_of(model, checkpoint.family)
 
 
 def teachers_of(path: Path, noise: float = 0.0) -> dict[int, nn.Module]:

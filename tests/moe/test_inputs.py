@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.inputs import InputStatistics, SharedInputs
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import observe

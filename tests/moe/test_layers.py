@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import DeepseekV3Config, PreTrainedModel
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer
 
-from stun_exp.checkpoint import Checkpoint, load_pruned
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
 from stun_exp.moe.families import MoEFamily
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import LayerPlan
 from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.wanda import Wanda
@@ -196,7 +197,7 @@ def test_pruned_equals_router_masked(checkpoint: Checkpoint, write_regrouped: Wr
     assert not torch.allclose(logits(whole, tokens_BT), logits(load_pruned(pruned.path, CPU), tokens_BT), atol=1e-3)
     renormalise = getattr(checkpoint.config, "norm_topk_prob", True)  # Mixtral always does
     for index, experts in kept.items():
-        layer = MoELayer(decoder_layers(whole)[index], index, checkpoint.family)
+        layer = layers_of(whole, checkpoint.family)[index]
         mask_router(layer.router, experts, renormalise)
     torch.testing.assert_close(
         logits(load_pruned(pruned.path, CPU), tokens_BT), logits(whole, tokens_BT), rtol=1e-4, atol=1e-4

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.statistics import Coactivation, ExpertTokens, MeanOutputs, RoutedOutputs

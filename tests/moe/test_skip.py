@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stun_exp.checkpoint import Checkpoint, load_pruned
-from stun_exp.moe.layers import MoELayer, decoder_layers
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.load import load_pruned
+from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.skip import GateRatios, kept_TK, skip_experts, tail_to_head_TI
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def num_kept(gates: list[float], beta: float) -> int:
 def last_layer(model: PreTrainedModel, checkpoint: Checkpoint) -> MoELayer:
     """The last layer, which has experts in every tiny model."""
     index = checkpoint.num_layers - 1
-    return MoELayer(decoder_layers(model)[index], index, checkpoint.family)
+    return layers_of(model, checkpoint.family)[index]
 
 
 def betas(checkpoint: Checkpoint, beta: float) -> dict[int, float]:
@@ -143,7 +144,7 @@ def top_1(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model whose routers choose one expert a token."""
     model = load_pruned(checkpoint.path, CPU)
     for index in betas(checkpoint, 0.0):
-        MoELayer(decoder_layers(model)[index], index, checkpoint.family).router.top_k = 1
+        layers_of(model, checkpoint.family)[index].router.top_k = 1
     return model
 
 

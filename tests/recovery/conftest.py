@@ -10,7 +10,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.plan import LayerPlan, Plan
 from stun_exp.recovery.expert_distillation import ExpertDistillation
 from stun_exp.recovery_stage import PrunedOnDisk

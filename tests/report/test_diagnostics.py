@@ -13,7 +13,8 @@ import yaml
 from torch import Tensor
 
 from stun_exp.allocation.ratios import LayerRatios
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.report import diagnostics
 from stun_exp.report.diagnostics import Diagnostics, Moments, Weights, outlier_percent, weights_of

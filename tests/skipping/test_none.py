@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.skipping.none import NoSkipping
 from stun_exp.stream import Walk
 from stun_exp.thresholds import gate_statistics, layer_thresholds

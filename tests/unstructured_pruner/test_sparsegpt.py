@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stun_exp.allocation.owl import OWL
 from stun_exp.budget import budget_of
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.stages import count_written
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.hessian import Hessian

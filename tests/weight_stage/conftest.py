@@ -13,7 +13,8 @@ from torch import Tensor
 from stun_exp.__main__ import CONF
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.budget import Scope
-from stun_exp.checkpoint import Checkpoint, CheckpointWriter
+from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.magnitude import Magnitude

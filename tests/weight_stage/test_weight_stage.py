@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stun_exp.allocation.ratios import LayerRatios
-from stun_exp.checkpoint import Checkpoint
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.observe import observe
 from stun_exp.stream import Walk

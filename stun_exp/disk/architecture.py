@@ -1,0 +1,104 @@
+"""What config.json alone says of a model: its family, and the whole of it without weights."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from stun_exp.disk.shards import read_json
+from stun_exp.models import register
+from stun_exp.models.fused import fuse_experts_
+from stun_exp.moe.families import family_of
+from stun_exp.moe.layers import MoELayer, layer_paths, layers_of
+
+EXPERTS_PER_LAYER = "experts_per_layer"
+"""Key in config.json of a pruned model whose layers keep different numbers of experts."""
+
+
+class Architecture:
+    """A model on the meta device, built from a folder's config.json."""
+
+    def __init__(self, path: Path, dtype: torch.dtype | None = None):
+        """`dtype` None takes what the config says.
+
+        FileNotFoundError without config.json, ValueError for a family that is not supported. Code that comes with the
+        model is never run.
+        """
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path}: no config.json; give the folder of a Hugging Face checkpoint")
+        self.path = path
+        self.raw = read_json(path / "config.json")
+        self.family = family_of(self.raw.get("model_type"), path / "config.json")
+        self.experts_per_layer: list[int] | None = self.raw.get(EXPERTS_PER_LAYER)
+        register()
+        self.config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        self.dtype = dtype or self._own_dtype()
+
+    def _own_dtype(self) -> torch.dtype:
+        name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32")
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{self.path / 'config.json'}: dtype={name!r} is none; pass model.dtype=bfloat16, say")
+        return dtype
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The whole model without weights, with fused experts, as many a layer as are on disk. Do not change it."""
+        auto = AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(self.config, dtype=self.dtype)
+            fuse_experts_(model.eval(), self.family)
+        for layer, count in zip(layers_of(model, self.family), self.experts_per_layer or (), strict=False):
+            if count:
+                layer.shrink(count)
+        return model
+
+    @cached_property
+    def stacks(self) -> list[list[str]]:
+        """The names of the layers in memory, stack by stack: one stack, or an encoder's and a decoder's."""
+        return layer_paths(self.skeleton, self.family)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The names of the layers in memory, in the order in which they run."""
+        return [path for stack in self.stacks for path in stack]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.paths)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the architecture, tied ones once."""
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+    @cached_property
+    def outlines(self) -> list[MoELayer]:
+        """The layers' shapes, on the meta device: for counting. Do not change them."""
+        return layers_of(self.skeleton, self.family)
+
+    def outline(self, index: int) -> MoELayer:
+        return self.outlines[index]
+
+    def kept_in_fp32(self, name: str) -> bool:
+        """Whether transformers keeps a tensor in 32 bits though the model runs in 16."""
+        kept: set[str] = set()
+        if self.dtype in (torch.float16, torch.bfloat16):
+            kept |= self.skeleton._keep_in_fp32_modules_strict or set()
+        if self.dtype == torch.float16:
+            kept |= self.skeleton._keep_in_fp32_modules or set()
+        return any(f".{part}." in f".{name}." for part in kept)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if self.kept_in_fp32(name) else self.dtype
+
+    def count_keys(self, config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+        """Where `config` holds the expert count: transformers renames it in some families when it saves a model."""
+        *folders, key = self.family.num_experts_key.split(".")
+        for folder in folders:
+            config = config[folder]
+        renamed = self.config.attribute_map
+        spellings = {key, renamed.get(key, key)} | {old for old, new in renamed.items() if new == key}
+        return [(config, spelling) for spelling in spellings & config.keys() or {key}]
