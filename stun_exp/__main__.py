@@ -21,7 +21,9 @@ SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user wants every traceback; read here, because `main` sets the variable for Hydra."""
 
 
-INSPECT_HELP = """stun inspect tells what a model is and what a run of it will need; it reads config.json and the index, no weights.
+INSPECT_HELP = """stun inspect tells what a model is, what of it fits where, and what a run of it will need.
+
+It reads config.json and the index, no weights; of a hub repository it fetches nothing but JSON.
 
   stun inspect KEY=VALUE ...   the settings of a run, as for stun
 

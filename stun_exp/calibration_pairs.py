@@ -15,10 +15,10 @@ Pair = tuple[list[int], list[int]]
 
 
 class Pairs(Calibration):
-    """A .jsonl file with a source and a target on each line: text (`source`, `target`) or tokens (`input_ids`, `labels`).
+    """A .jsonl file with a pair on each line: `source` and `target` as text, or `input_ids` and `labels` as tokens.
 
     The decoder reads a target as in training: behind its start token, and without its last one. `sequence_length` caps
-    sources and targets: what is longer is cut. A batch holds pairs whose sources are of one length, and their targets.
+    sources and targets: what is longer is cut. All sources of a batch have one length, and all its targets one.
     """
 
     path: str

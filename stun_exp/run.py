@@ -9,23 +9,25 @@ import yaml
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from stun_exp.budget import TOLERANCE, Budget, budget_of, expected_counts
+from stun_exp.budget import Budget, budget_of, expected_counts
 from stun_exp.calibration import decoder_start
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import load_pruned
 from stun_exp.disk.writer import CheckpointWriter
-from stun_exp.moe.layers import MoELayer
+from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.moe.skip import skip_experts
+from stun_exp.nf4 import as_quantised, check_memory, memory
 from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
 from stun_exp.report.diagnostics import Diagnostics
 from stun_exp.report.ledger import Ledger, provenance, write_json
 from stun_exp.report.tables import results_table
-from stun_exp.stages import LayerCount, check_pattern, count_written, plan_experts, prove_it_runs
-from stun_exp.stream import Walk
+from stun_exp.stages import check_pattern, plan_experts
+from stun_exp.stream import Held, Walk, as_it_is
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
-from stun_exp.weight_stage import PrunedLayer, WeightStage, layer_ratios, prune_layers
+from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
+from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
 
 
 def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
@@ -35,13 +37,15 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     """
     pruner, scope = settings.unstructured_pruner, settings.sparsity_scope
     device = settings.model.torch_device()
+    in_nf4 = settings.model.load == "nf4"
+    held: Held = as_quantised if in_nf4 else as_it_is
     ledger = Ledger(device)
     _clear(out)
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     with ledger.stage("open"):
         checkpoint: Checkpoint = settings.model.open()
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=settings.model.trust_remote_code)
         benchmarks = settings.eval.prepare()
         gates = gate_statistics(settings.skipping, checkpoint)
         if gates and not benchmarks.benchmarks:
@@ -73,7 +77,7 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         return
 
     def walk(what: str, plan: Plan | None = None, runs: bool = True) -> Walk:
-        return Walk(checkpoint, tokens.batches_BT, device, what, _apply(plan), runs, tokens.targets_BT)
+        return Walk(checkpoint, tokens.batches_BT, device, what, _apply(plan), runs, tokens.targets_BT, held)
 
     with ledger.stage("experts") as cost:
         seen, reference = walk("choosing experts"), walk("full model")
@@ -90,11 +94,11 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
         ratio = _weights_ratio(budget, pruner)
     with ledger.stage("allocate") as cost:
-        measured = walk("allocating", plan, stage.needs_data)
-        ratios = layer_ratios(stage, settings.allocation, budget, ratio, measured, ledger.warn)
+        allocating = walk("allocating", plan, stage.needs_data)
+        ratios = layer_ratios(stage, settings.allocation, budget, ratio, allocating, ledger.warn)
         if ratio == 0 and settings.allocation.measures:
             ledger.warn("the allocation has no effect: the weight stage has nothing to prune")
-        cost.forward_passes = measured.forward_passes
+        cost.forward_passes = allocating.forward_passes
     with ledger.stage("prune") as cost:
         writer = CheckpointWriter(checkpoint, out / "checkpoint")
         pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
@@ -117,19 +121,20 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     with ledger.stage("verify"):
         written = Checkpoint(out / "checkpoint", None)
         on_disk = count_written(written, scope)
-        sparsity = _measured(budget, on_disk, pruned, settings)
-        first = Walk(written, tokens.batches_BT[:1], device, "reloading", targets_BT=tokens.targets_BT[:1])
-        prove_it_runs(first)
-        for warning in _off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
+        sparsity = measured_sparsity(budget, on_disk, pruned, settings)
+        prove_it_runs(Walk(written, tokens.batches_BT[:1], device, "reloading", targets_BT=tokens.targets_BT[:1]))
+        for warning in off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
             ledger.warn(warning)
     with ledger.stage("skip") as cost:
-        gating = Walk(written, tokens.batches_BT, device, "measuring gates", targets_BT=tokens.targets_BT)
+        gating = Walk(written, tokens.batches_BT, device, "measuring gates", targets_BT=tokens.targets_BT, held=held)
         thresholds = layer_thresholds(settings.skipping, gates, gating)
         if thresholds and settings.save:
             ledger.warn("the written checkpoint does not skip: the thresholds are in report.json alone")
         cost.forward_passes = gating.forward_passes
     with ledger.stage("evaluate"):
-        model = load_pruned(out / "checkpoint", device)
+        model = load_pruned(out / "checkpoint", device, in_nf4)
+        held_in = memory(layers_of(model, written.family), written.outlines) if in_nf4 else []
+        check_memory(held_in)
         with skip_experts(model, written.family, {i: threshold.beta for i, threshold in thresholds.items()}) as skips:
             metrics = benchmarks.evaluate(model, tokenizer, device)
         metrics_json = {key: asdict(metric) for key, metric in metrics.items()}
@@ -152,6 +157,7 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         "diagnostics": diagnostics.json([layer.measured for layer in ratios]),
         "recovery": recovery,
         "skipping": skipping_json(thresholds, skips),
+        "memory": [asdict(part) for part in held_in],
         "metrics": metrics_json,
         "cost": ledger.cost(),
         "warnings": ledger.warnings,
@@ -191,51 +197,6 @@ def _weights_ratio(budget: Budget, pruner: Any) -> float:
     if not pruner.prunes:
         return 0.0
     return fixed_ratio(pruner.pattern) or budget.weights_ratio()
-
-
-def _off_target(settings: Any, achieved: float, weights_ratio: float) -> list[str]:
-    """Why the total is not the asked one, if a setting makes it so; ValueError if nothing does."""
-    pruner, asked = settings.unstructured_pruner, f"sparsity={settings.sparsity}"
-    if abs(achieved - settings.sparsity) <= TOLERANCE:
-        return []
-    if not pruner.prunes:
-        return [
-            f"unstructured_pruner=none: removing whole experts takes {achieved:.4f} of the weights in scope "
-            f"({settings.sparsity_scope}), not {asked}; sparsity_scope=experts counts experts alone"
-        ]
-    if fixed_ratio(pruner.pattern):
-        return [
-            f"unstructured_pruner.pattern={pruner.pattern} takes {weights_ratio:.4g} of what the expert stage "
-            f"leaves, {achieved:.4f} of the weights in scope in all, not {asked}"
-        ]
-    if not settings.allocation.exact:
-        return [f"this allocation does not keep to the total: {achieved:.4f} of the weights in scope, not {asked}"]
-    raise ValueError(f"asked for {asked}, but {achieved:.4f} is on disk")
-
-
-def _measured(budget: Budget, on_disk: list[LayerCount], pruned: list[PrunedLayer], settings: Any) -> dict[str, Any]:
-    """The report's sparsity: what the written files lack, against what was asked."""
-    layers: list[dict[str, Any]] = [
-        {
-            "layer": index,
-            "weights_in_scope": planned.in_scope,
-            "removed": planned.in_scope - found.weights,
-            "zeros": found.zeros,
-            "sparsity": (planned.in_scope - found.weights + found.zeros) / max(planned.in_scope, 1),
-            "weights_ratio": layer.ratio,
-            "calibration_tokens": layer.tokens,
-        }
-        for index, (planned, found, layer) in enumerate(zip(budget.layers, on_disk, pruned, strict=True))
-    ]
-    return {
-        "target": settings.sparsity,
-        "scope": settings.sparsity_scope,
-        "attention": settings.unstructured_pruner.attention and settings.sparsity_scope != "experts",
-        "achieved": sum(layer["removed"] + layer["zeros"] for layer in layers) / budget.in_scope,
-        "weights_ratio": sum(n.prunable * layer.ratio for n, layer in zip(budget.layers, pruned, strict=True))
-        / max(budget.prunable, 1),
-        "per_layer": layers,
-    }
 
 
 def _print_budget(checkpoint: Checkpoint, budget: Budget, ratio: float, num_tokens: int) -> None:

@@ -1,16 +1,13 @@
 """The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 
-import torch
 from torch import Tensor
 
-from stun_exp.budget import Scope, kinds_in_scope
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
-from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens, observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import RoutedOutputs
@@ -134,38 +131,3 @@ def _routed_outputs(step: Step) -> list[Tensor]:
     with observe(step.layer, [outputs]):
         step.forward()
     return outputs.outputs_TD
-
-
-@dataclass(frozen=True)
-class LayerCount:
-    """What is on disk of one layer, within the scope."""
-
-    num_experts: int
-    zeros: int
-    weights: int
-
-
-def count_written(written: Checkpoint, scope: Scope) -> list[LayerCount]:
-    """Zeros and weights of each layer as read back from the written files."""
-    return [_count(written.read_layer(index), scope) for index in range(written.num_layers)]
-
-
-def _count(layer: MoELayer, scope: Scope) -> LayerCount:
-    def tensors() -> Iterable[Tensor]:
-        if scope == "model":
-            yield from layer.module.parameters()
-        else:
-            yield from (m.weight_OC for m in layer.matrices() if m.kind in kinds_in_scope(scope))
-
-    zeros = sum(int((tensor == 0).sum()) for tensor in tensors())
-    return LayerCount(layer.num_experts, zeros, sum(tensor.numel() for tensor in tensors()))
-
-
-def prove_it_runs(walk: Walk) -> None:
-    """Runs the written checkpoint; ValueError naming the first layer whose output is not finite."""
-    for step in walk:
-        step.forward()
-        if not all(bool(torch.isfinite(output).all()) for output in step.outputs_BTD or []):
-            raise ValueError(
-                f"{walk.checkpoint.path}: layer {step.layer.index} of the pruned model gives NaN or infinity"
-            )

@@ -4,6 +4,7 @@ Shapes: B sequences of a batch, T tokens, D hidden size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +14,23 @@ from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.layers import MoELayer
 from stun_exp.progress import track
 
+Held = Callable[[MoELayer], AbstractContextManager[None]]
+"""A block inside which a layer computes as if its weights were held otherwise, in 4 bits say."""
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@contextmanager
+def as_it_is(layer: MoELayer) -> Iterator[None]:
+    """The layer computes with its own weights."""
+    yield
 
 
 class Step:
     """One decoder layer on the device, with the hidden states that reach it."""
 
-    def __init__(self, layer: MoELayer, hidden_BTD: list[Tensor], arguments: list[Arguments]):
+    def __init__(self, layer: MoELayer, hidden_BTD: list[Tensor], arguments: list[Arguments], held: Held = as_it_is):
         self.layer = layer
+        self.held = held
         self.hidden_BTD = hidden_BTD
         self._arguments = arguments
         self.outputs_BTD: list[Tensor] | None = None
@@ -36,10 +46,11 @@ class Step:
         num_experts / top_k ordinary passes.
         """
         self.outputs_BTD, self.handed_on = [], []
-        for hidden, (args, kwargs) in zip(self.hidden_BTD, self._arguments, strict=True):
-            output = self.layer.module(hidden, *args, **kwargs)
-            self.outputs_BTD.append(output[0] if isinstance(output, tuple) else output)
-            self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
+        with self.held(self.layer):
+            for hidden, (args, kwargs) in zip(self.hidden_BTD, self._arguments, strict=True):
+                output = self.layer.module(hidden, *args, **kwargs)
+                self.outputs_BTD.append(output[0] if isinstance(output, tuple) else output)
+                self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
         self.passes += passes
 
     def changed(self) -> None:
@@ -53,7 +64,8 @@ class Walk:
     `edit` is applied to each layer as it is read (the expert stage). A layer that the caller changed (`Step.changed`)
     or has not run is run again when the walk goes on, so the next layer sees what its predecessors have become.
     An encoder-decoder takes `targets_BT` besides: what its decoder reads of each batch. With `runs` off the layers are
-    only read and yielded, for work that looks at weights alone. `forward_passes` counts whole-model passes.
+    only read and yielded, for work that looks at weights alone. `held` says how the weights are held while a layer
+    runs; the caller sees and changes the layer's own. `forward_passes` counts whole-model passes.
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class Walk:
         edit: Callable[[MoELayer], None] = lambda layer: None,
         runs: bool = True,
         targets_BT: Sequence[Tensor] = (),
+        held: Held = as_it_is,
     ):
         self.checkpoint = checkpoint
         self.tokens_BT = tokens_BT
@@ -73,6 +86,7 @@ class Walk:
         self.what = what
         self.edit = edit
         self.runs = runs
+        self.held = held
         self.layer_passes = 0.0
 
     @property
@@ -92,7 +106,7 @@ class Walk:
                 layer = self.checkpoint.read_layer(next(bar))
                 self.edit(layer)
                 layer.module.to(self.device)
-                step = Step(layer, hidden_BTD, arguments[number])
+                step = Step(layer, hidden_BTD, arguments[number], self.held)
                 yield step
                 # Nobody takes what the last layer of all gives; an encoder's last feeds the decoder.
                 if self.runs and step.outputs_BTD is None and layer.index + 1 < self.checkpoint.num_layers:

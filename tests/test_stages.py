@@ -24,10 +24,11 @@ from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun import STUN
 from stun_exp.moe.layers import MoELayer
-from stun_exp.stages import count_written, even_counts, missed_ratio, plan_experts, prove_it_runs
+from stun_exp.stages import even_counts, missed_ratio, plan_experts
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
+from stun_exp.verification import count_written, prove_it_runs
 from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
 
 CPU = torch.device("cpu")

@@ -50,6 +50,9 @@ class Architecture:
         with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(self.config, dtype=self.dtype)
             fuse_experts_(model.eval(), self.family)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if self._kept_in_fp32(model, name):
+                tensor.data = tensor.data.float()
         for layer, count in zip(layers_of(model, self.family), self.experts_per_layer or (), strict=False):
             if count:
                 layer.shrink(count)
@@ -82,17 +85,22 @@ class Architecture:
     def outline(self, index: int) -> MoELayer:
         return self.outlines[index]
 
-    def kept_in_fp32(self, name: str) -> bool:
+    def _kept_in_fp32(self, model: PreTrainedModel, name: str) -> bool:
         """Whether transformers keeps a tensor in 32 bits though the model runs in 16."""
         kept: set[str] = set()
         if self.dtype in (torch.float16, torch.bfloat16):
-            kept |= self.skeleton._keep_in_fp32_modules_strict or set()
+            kept |= model._keep_in_fp32_modules_strict or set()
         if self.dtype == torch.float16:
-            kept |= self.skeleton._keep_in_fp32_modules or set()
+            kept |= model._keep_in_fp32_modules or set()
         return any(f".{part}." in f".{name}." for part in kept)
 
     def dtype_of(self, name: str) -> torch.dtype:
-        return torch.float32 if self.kept_in_fp32(name) else self.dtype
+        """The dtype of a tensor in memory: this model's, but for the few that are kept in 32 bits."""
+        return self._dtypes.get(name, self.dtype)
+
+    @cached_property
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in self.skeleton.state_dict().items()}
 
     def count_keys(self, config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         """Where `config` holds the expert count: transformers renames it in some families when it saves a model."""

@@ -38,16 +38,19 @@ class Packing:
     decode: Callable[[dict[str, Tensor]], Tensor]
     """Suffix -> tensor, to the weight; ValueError if they do not fit together."""
 
-    def names(self, keys: Collection[str]) -> dict[str, list[str]]:
+    def names(self, keys: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Each tensor's name -> the keys it is stored under; ValueError for a weight that is there in part."""
         suffixes = tuple({suffix for layout in self.layouts for suffix in layout if suffix})
-        names: dict[str, list[str]] = {}
-        for key in keys:
-            suffix = next(filter(key.endswith, suffixes)) if key.endswith(suffixes) else ""
-            names.setdefault(key.removesuffix(suffix), []).append(key)
-        for name, stored in names.items():
-            if stored != [name]:
-                self._check_whole(name, {key.removeprefix(name) for key in stored})
+        # Most keys are plain, and there may be a million: only the others are looked at one by one, and tuples of text
+        # cost the garbage collector nothing.
+        names: dict[str, tuple[str, ...]] = {key: (key,) for key in keys}
+        packed = set()
+        for key in [key for key in keys if key.endswith(suffixes)]:
+            name = key.removesuffix(next(filter(key.endswith, suffixes)))
+            names[name] = (*names.get(name, ()), *names.pop(key))
+            packed.add(name)
+        for name in sorted(packed):
+            self._check_whole(name, {key.removeprefix(name) for key in names[name]})
         return names
 
     def unpack(self, name: str, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

@@ -35,5 +35,7 @@ def fuse_experts_(model: PreTrainedModel, family: MoEFamily) -> None:
     fuse_, conversions = FAMILIES[family.model_type]
     for layer in layers_of(model, family):
         if layer.is_moe:
+            dtype = next(layer.experts.parameters()).dtype
             fuse_(layer.block, model.config)
+            layer.experts.to(dtype)
     model._weight_conversions = conversions(model.config)

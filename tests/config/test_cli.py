@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stun_exp.__main__ import main
-from stun_exp.cli import check
+from stun_exp.cli import check, settings_of
 from stun_exp.config import ConfigError
 
 
@@ -170,7 +170,20 @@ def in_a_process(*argv: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
     # the sweep builds every component of conf/ that the demo uses; the mistake is in the last value
-    for argv in (["-m", "sweep=demo", "seed=0,-1"], ["eval=paper", "tracker=wandb", "seed=-1"], ["--help"]):
+    wrong = (["-m", "sweep=demo", "seed=0,-1"], ["eval=paper", "tracker=wandb", "seed=-1"], ["inspect", "seed=-1"])
+    for argv in (*wrong, ["--help"], ["inspect", "--help"]):
         done = in_a_process(*argv)
         assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
-        assert done.returncode == (0 if argv == ["--help"] else 2)
+        assert done.returncode == (2 if argv in wrong else 0)
+
+
+def test_the_settings_of_one_run_without_running_it(conf: Path) -> None:
+    settings: Any = settings_of(["model.path=x", "seed=3", "expert_pruner.ratio=0.1"], conf)
+    assert (settings.model.path, settings.seed, settings.expert_pruner.ratio) == ("x", 3, 0.1)
+    assert settings.name == "stun"  # what Hydra knows of the job is there
+    with pytest.raises(ConfigError, match=r"(?s)did you mean seed.*model\.path: required"):
+        settings_of(["sed=1"], conf)
+    with pytest.raises(ConfigError, match="seed=1,2: several values"):
+        settings_of(["model.path=x", "seed=1,2"], conf)
+    with pytest.raises(ConfigError, match="--cfg: only settings"):
+        settings_of(["--cfg", "job"], conf)

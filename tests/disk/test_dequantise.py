@@ -30,7 +30,7 @@ def random(*shape: int) -> Tensor:
 def test_without_quantisation_every_tensor_is_its_own_and_comes_in_the_dtype_asked_for() -> None:
     plain = packing(None)
     assert plain.names(["a.weight", "b_blocks", "c.absmax"]) == {
-        key: [key] for key in ("a.weight", "b_blocks", "c.absmax")
+        key: (key,) for key in ("a.weight", "b_blocks", "c.absmax")
     }
     assert plain.unpack("a", {"a": random(3)}, torch.bfloat16).dtype == torch.bfloat16
     counts = torch.tensor([1, 2], dtype=torch.uint8)

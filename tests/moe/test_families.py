@@ -19,9 +19,9 @@ from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
-from stun_exp.stages import count_written
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.wanda import Wanda
+from stun_exp.verification import count_written
 from stun_exp.weight_stage import LayerRatios, WeightStage
 
 CPU = torch.device("cpu")
@@ -107,6 +107,19 @@ def test_the_model_is_the_stock_model(name: str, source: Checkpoint) -> None:
     if name != "nllb-moe":
         difference = logits(load_pruned(source.path, CPU), source) - logits(stock(source.path, source), source)
         assert difference.abs().max() < 1e-5
+
+
+@every_family
+def test_in_16_bits_every_tensor_has_the_dtype_that_stock_gives_it(name: str, source: Checkpoint) -> None:
+    """Some routers and their biases stay in 32: rounded to 16, a score-correction bias would change the choice."""
+    in_bf16 = Checkpoint(source.path, torch.bfloat16)
+    auto = AutoModelForSeq2SeqLM if source.config.is_encoder_decoder else AutoModelForCausalLM
+    expected = auto.from_pretrained(source.path, dtype=torch.bfloat16).state_dict()
+    for index, path in enumerate(in_bf16.paths):
+        for tail, tensor in in_bf16.read_layer(index).module.state_dict().items():
+            same = expected.get(f"{path}.{tail}")  # experts that we fuse have no counterpart
+            assert tensor.dtype == (same.dtype if same is not None else torch.bfloat16), tail
+            assert in_bf16.outline(index).module.state_dict()[tail].dtype == tensor.dtype, tail
 
 
 @every_family

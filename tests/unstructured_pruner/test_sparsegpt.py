@@ -12,7 +12,6 @@ from stun_exp.allocation.owl import OWL
 from stun_exp.budget import budget_of
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
-from stun_exp.stages import count_written
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.hessian import Hessian
 from stun_exp.unstructured_pruner.masks import lowest
@@ -20,6 +19,7 @@ from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.sparsegpt import SparseGPT
 from stun_exp.unstructured_pruner.wanda import Wanda
+from stun_exp.verification import count_written
 from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -1,0 +1,114 @@
+"""What `stun inspect` prints."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+
+from stun_exp.budget import Scope
+from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
+from stun_exp.inspection.sizes import Inspection, inspect
+
+Row = tuple[str, str]
+
+
+def run(settings: Any) -> None:
+    """Prints what the model of a run's settings is, what fits where, and what the run will need."""
+    found = inspect(settings.model.architecture())
+    memories = machine()
+    rows = [
+        ("model", f"{settings.model.path}: {found.whole.parameters:,} parameters"),
+        *_model(found),
+        *_scopes(found, settings),
+        ("this machine", ", ".join(f"{gb(size)} {name}" for name, size in memories.items())),
+        *_sizes(found, memories),
+        *_needs(needs_of(found, settings), memories),
+    ]
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    for name, text in rows:
+        out.print(f"{name:<18}{text}")
+    out.print("no weights were read")
+
+
+def machine() -> dict[str, int]:
+    """Bytes of this machine's memories, by name."""
+    memories = {"RAM": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container may be given less
+    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+        memories["RAM"] = min(memories["RAM"], int(text))
+    if torch.cuda.is_available():
+        memories["GPU"] = torch.cuda.get_device_properties(0).total_memory
+    return memories
+
+
+def _model(found: Inspection) -> Iterator[Row]:
+    moe = found.moe
+    yield "family", found.architecture.family.model_type
+    yield "layers", f"{len(found.layers)}, {len(moe)} with experts and {len(found.layers) - len(moe)} dense"
+    experts, chosen, groups = (
+        _range(numbers)
+        for numbers in zip(*((layer.num_experts, layer.top_k, layer.num_groups) for layer in moe), strict=True)
+    )
+    yield "experts", f"{experts} a layer, {chosen} a token" + ("" if groups == "1" else f", in {groups} groups")
+    beside = [layer.weights["mlp"] for layer in moe]
+    if any(beside):
+        text = "weights a layer that every token meets (shared experts, parallel feed-forward)"
+        yield "beside them", f"{_range(beside)} {text}"
+    for part, tensors in found.unused.items():
+        yield "not run", f"{part}, {tensors} tensors: not part of the architecture, copied unpruned"
+    yield "on disk", "the index does not say" if found.disk_bytes is None else gb(found.disk_bytes)
+
+
+def _scopes(found: Inspection, settings: Any) -> Iterator[Row]:
+    whole = found.whole.parameters
+    for scope in get_args(Scope):
+        inside = found.in_scope(scope)
+        chosen = "; sparsity_scope of this run" if scope == settings.sparsity_scope else ""
+        yield f"scope {scope}", f"{inside:,} in ({inside / whole:.1%}), {whole - inside:,} out{chosen}"
+
+
+def _sizes(found: Inspection, memories: Mapping[str, int]) -> Iterator[Row]:
+    largest = found.largest
+    parts = {"whole model": found.whole, "largest layer": largest.all, "its experts": largest.experts}
+    for name, size in parts.items():
+        yield name, f"bf16 {_fits(size.bytes('full'), memories)}, nf4 {_fits(size.bytes('nf4'), memories)}"
+
+
+def _fits(taken: float, memories: Mapping[str, int]) -> str:
+    where = [name for name, room in memories.items() if taken <= room]
+    return f"{gb(taken)} (fits {' and '.join(where) or 'nowhere'})"
+
+
+def _needs(needs: Needs, memories: Mapping[str, int]) -> Iterator[Row]:
+    moves = sum(stage.moves for stage in needs.stages.values())
+    passes = sum(stage.passes for stage in needs.stages.values())
+    yield (
+        "run, memory",
+        f"to prune {_fits(needs.pruning_bytes, memories)}: layers at work {gb(needs.layer_bytes)}, hidden states of "
+        f"{needs.num_tokens:,} tokens {gb(needs.hidden_bytes)}; to evaluate {_fits(needs.evaluation_bytes, memories)}",
+    )
+    yield "run, disk", f"up to {gb(needs.written_bytes)} for the written checkpoint"
+    yield (
+        "run, time",
+        f"about {_duration(needs.seconds)}: {_duration(needs.disk_seconds)} to read or write the model {moves} times, "
+        f"assumed {DISK_RATE / 1e9:g} GB/s, and {_duration(needs.compute_seconds)} for {passes:.3g} passes over the "
+        f"tokens, assumed {needs.compute_rate / 1e12:g} TFLOP/s; evaluation and recovery are not in it",
+    )
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.1f} s"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
