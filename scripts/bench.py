@@ -23,6 +23,7 @@ from bench_experts import (
     stun_budget_vs_restart,
     stun_global_budget_seconds,
 )
+from bench_models import nf4_expert_bytes_ratio, observe_over_forward
 from timing import alternate, minutes, ratio, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +164,8 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
         stun_global_budget_seconds,
         stun_budget_vs_restart,
         sparsegpt_batched_vs_single,
+        observe_over_forward,
+        nf4_expert_bytes_ratio,
     )
 }
 

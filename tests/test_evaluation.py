@@ -1,11 +1,15 @@
 """lm-evaluation-harness on the bundled tasks, with a random model: what is asked, is run and is written down."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from stun_exp.disk.load import load_pruned
 from stun_exp.evaluation import BUNDLED, Benchmark, LMEval, NoEvaluation
 from stun_exp.toy import WEIGHTS
 
@@ -80,6 +84,91 @@ def test_shots_that_a_task_pins_are_not_overridden_in_silence(toy: PreTrainedMod
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     with pytest.raises(ValueError, match=r"num_fewshot=2: lm-eval used \{'pinned': 0\}"):
         one("pinned", 2, "acc,none", include=str(tmp_path)).prepare().evaluate(toy, tokenizer, CPU)
+
+
+# --- Encoder-decoders
+
+
+@pytest.fixture(params=["switch_transformers", "nllb-moe"])
+def translator(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> tuple[PreTrainedModel, Any]:
+    """A tiny encoder-decoder and its tokenizer: w0 ... w63 are the ids 0 ... 63, and 0 begins, ends and pads."""
+    path = tiny_model(request.param)
+    return load_pruned(path, CPU), AutoTokenizer.from_pretrained(path)
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def seq2seq_task(folder: Path, settings: str, rows: list[dict[str, Any]]) -> LMEval:
+    """A task of its own YAML and data, whose questions are of different length."""
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/data.jsonl\n"
+        f"test_split: test\ndoc_to_text: '{{{{q}}}}'\n{settings}"
+    )
+    metric = "exact_match,none" if "exact_match" in settings else "acc,none"
+    benchmark = Benchmark(task="own", include=str(folder), num_fewshot=0, metric=metric)
+    return LMEval(benchmarks={"own": benchmark}, limit=None, batch_size=3)
+
+
+QUESTIONS = [list(range(first, first + 2 + first % 5)) for first in range(1, 9)]
+
+
+def test_an_encoder_decoder_scores_targets_given_sources(
+    translator: tuple[PreTrainedModel, Any], tmp_path: Path
+) -> None:
+    """The encoder reads the question, the decoder the answer behind its start; by hand without padding.
+
+    Each item's gold is the answer that is likelier by hand, so any other way to score them finds fewer.
+    """
+    model, tokenizer = translator
+    answers = [[[20 + i, 30 + i], [40 + i]] for i in range(len(QUESTIONS))]
+
+    def log_likelihood(question: list[int], answer: list[int]) -> float:
+        with torch.inference_mode():
+            read = torch.tensor([[0, *answer[:-1]]])
+            logits = model(input_ids=torch.tensor([question]), decoder_input_ids=read).logits[0]
+        return float(logits.log_softmax(-1)[range(len(answer)), answer].sum())
+
+    gold = [
+        int(log_likelihood(question, second) > log_likelihood(question, first))
+        for question, (first, second) in zip(QUESTIONS, answers, strict=True)
+    ]
+    rows = [
+        {"q": words(question), "a": words(first), "b": words(second), "gold": label}
+        for question, (first, second), label in zip(QUESTIONS, answers, gold, strict=True)
+    ]
+    settings = (
+        "output_type: multiple_choice\ndoc_to_choice: ['{{a}}', '{{b}}']\ndoc_to_target: gold\n"
+        "target_delimiter: ''\nmetric_list:\n  - metric: acc\n"
+    )
+    metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU)
+    assert metrics["own/acc,none"].value == 1
+
+
+def test_an_encoder_decoder_generates_from_the_source(translator: tuple[PreTrainedModel, Any], tmp_path: Path) -> None:
+    """Greedy, with the KV cache, until w63 or six words; by hand without a cache. Nothing is cut off the front."""
+    model, tokenizer = translator
+
+    def greedy(question: list[int]) -> list[int]:
+        read = [0]
+        with torch.inference_mode():
+            while len(read) < 7:
+                logits = model(input_ids=torch.tensor([question]), decoder_input_ids=torch.tensor([read])).logits
+                read.append(int(logits[0, -1].argmax()))
+        return read[1:]
+
+    answers = [greedy(question) for question in QUESTIONS]
+    said = [answer[: answer.index(0)] if 0 in answer else answer for answer in answers]
+    assert any(said)
+    rows = [{"q": words(question), "a": words(answer)} for question, answer in zip(QUESTIONS, said, strict=True)]
+    settings = (
+        "output_type: generate_until\ndoc_to_target: '{{a}}'\ngeneration_kwargs:\n  until: ['w63']\n"
+        "  max_length: 7\nmetric_list:\n  - metric: exact_match\n"
+    )
+    metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU)
+    assert metrics["own/exact_match,none"].value == 1
 
 
 @pytest.mark.slow

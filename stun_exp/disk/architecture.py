@@ -32,11 +32,11 @@ class Architecture:
         self.raw = read_json(path / "config.json")
         self.family = family_of(self.raw.get("model_type"), path / "config.json")
         self.experts_per_layer: list[int] | None = self.raw.get(EXPERTS_PER_LAYER)
+        self.dtype = dtype or self._config_dtype()
         register()
         self.config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        self.dtype = dtype or self._own_dtype()
 
-    def _own_dtype(self) -> torch.dtype:
+    def _config_dtype(self) -> torch.dtype:
         name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32")
         dtype = getattr(torch, name, None)
         if not isinstance(dtype, torch.dtype):

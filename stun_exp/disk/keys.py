@@ -22,8 +22,8 @@ from stun_exp.disk.architecture import Architecture
 from stun_exp.moe.layers import MoELayer
 
 _EXPERT = re.compile(r"(?<=experts\.)(expert_)?(\d+)\.")
-_TABLES = re.compile(r"rotary_emb\.inv_freq$")
-"""Old checkpoints carry rotary tables, which are computed."""
+_TABLES = "rotary_emb.inv_freq"
+"""Tables that old checkpoints carry, and that are computed."""
 
 
 class Keys:
@@ -49,6 +49,8 @@ class Keys:
     def _sort(self, keys: Iterable[str]) -> None:
         prefixes = self._prefixes()
         for key in keys:
+            if key.endswith(_TABLES):
+                continue
             for prefix, first, size in prefixes:
                 if key.startswith(prefix):
                     number = key[len(prefix) :].partition(".")[0]
@@ -60,7 +62,7 @@ class Keys:
             else:
                 if self.target(key) in self._known:
                     self.rest.append(key)
-                elif not _TABLES.search(key):
+                else:
                     self.unused.setdefault(key.partition(".")[0], []).append(key)
 
     def _prefixes(self) -> list[tuple[str, int, int]]:
@@ -111,7 +113,7 @@ class Keys:
         numbers: dict[str, dict[str, set[int]]] = {}
         for key in self.by_layer[layer.index]:
             name = self.target(key).removeprefix(f"{path}.")
-            if name not in expected and not _TABLES.search(name):
+            if name not in expected:
                 raise ValueError(f"{where}, {key}: no such tensor in the architecture; config and weights disagree")
             match = _EXPERT.search(key)
             if match:

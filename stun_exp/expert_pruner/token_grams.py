@@ -145,7 +145,14 @@ class TokenGrams(Statistic):
         by_weight = weight_TK.argsort(dim=1, descending=True, stable=True)
         order_TE = torch.cat([chosen_TK.gather(1, by_weight), rest_TE], 1)
         logits_TE = (logits_TE - logits_TE.amax(1, keepdim=True)).gather(1, order_TE)
-        first_TK = logits_TE[:, : self.top_k]
+        first_TK, rest_TE = logits_TE.split([self.top_k, logits_TE.shape[1] - self.top_k], dim=1)
+        # A router may add a bias to its choice and none to its gates: whom it would choose next, logits do not say.
+        if rest_TE.shape[1] and bool((rest_TE.amax(1) > first_TK.amin(1) + 1e-3).any()):
+            raise ValueError(
+                "this model's router does not choose the experts with the highest logits (it has biases for the "
+                "choice), which a reconstruction search assumes; choose an expert pruner that uses no reconstruction "
+                "loss, such as expert_pruner=reap"
+            )
         gate_TK = first_TK.softmax(1) if self.renormalises else logits_TE.softmax(1)[:, : self.top_k]
         if not torch.allclose(gate_TK, weight_TK.gather(1, by_weight).float(), rtol=0.02, atol=1e-3):
             raise ValueError(

@@ -87,7 +87,7 @@ def stages_of(found: Inspection, settings: Any) -> dict[str, Stage]:
     pruner: UnstructuredPruner = settings.unstructured_pruner
     feeds = WeightStage(pruner, settings.sparsity_scope).needs_data and pruner.prunes
     measures = settings.allocation.measures and pruner.prunes
-    parts, again = 1, pruner.inputs == "pruned"
+    parts = 1
     if pruner.experts_at_once:
         parts += -(-max(layer.num_experts for layer in found.layers) // pruner.experts_at_once)
     layer = next(layer for layer in found.architecture.outlines if layer.is_moe)
@@ -95,7 +95,8 @@ def stages_of(found: Inspection, settings: Any) -> dict[str, Stage]:
     return {
         "experts": _choosing(layer, settings.expert_pruner),
         "allocate": Stage(int(measures), float(measures and feeds)),
-        "prune": Stage(2, float(parts + again) if feeds else 0.0),
+        # Each layer is run as it was, and once more as it has become.
+        "prune": Stage(2, parts + 1.0 if feeds else 0.0),
         "verify": Stage(2, 0.0),
         "skip": Stage(int(skips), float(skips)),
         "evaluate": Stage(1, 0.0),

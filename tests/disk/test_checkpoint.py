@@ -1,6 +1,7 @@
 """What is written is what was pruned, and loads; what cannot be read is refused by name."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -355,6 +356,59 @@ def test_a_missing_tensor_is_named(mixtral_copy: Path, key: str, match: str) -> 
     """One expert's gate alone is the trap: five gates and six ups cannot be fused."""
     without(mixtral_copy, key)
     refused(mixtral_copy, ValueError, match)
+
+
+def with_tensors(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = path / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def test_an_expert_too_many_is_told(mixtral_copy: Path) -> None:
+    """Seven on disk and six in the config: the last would be cut off in silence."""
+    prefix = "model.layers.1.block_sparse_moe.experts"
+    extra = {f"{prefix}.6.{name}.weight": f"{prefix}.5.{name}.weight" for name in ("w1", "w2", "w3")}
+    with_tensors(mixtral_copy, lambda tensors: tensors | {new: tensors[old].clone() for new, old in extra.items()})
+    refused(mixtral_copy, ValueError, "layer 1 has 7 experts on disk, and config.json says num_local_experts=6")
+
+
+def test_half_an_expert_too_many_is_told(mixtral_copy: Path) -> None:
+    key = "model.layers.1.block_sparse_moe.experts.6.w1.weight"
+    with_tensors(mixtral_copy, lambda tensors: tensors | {key: torch.zeros(24, 16)})
+    refused(mixtral_copy, ValueError, r"layer 1: .*experts\.6\.w[23]\.weight is missing \(1 of 7")
+
+
+def test_a_tensor_that_the_architecture_lacks_is_named(mixtral_copy: Path) -> None:
+    """An adapter, say, that loading would leave out without a word."""
+    key = "model.layers.2.self_attn.q_proj.lora_A.weight"
+    with_tensors(mixtral_copy, lambda tensors: tensors | {key: torch.zeros(2, 2)})
+    refused(mixtral_copy, ValueError, f"layer 2, {re.escape(key)}: no such tensor in the architecture")
+
+
+def test_rotary_tables_of_old_checkpoints_are_passed_over(mixtral: Checkpoint, mixtral_copy: Path) -> None:
+    key = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    with_tensors(mixtral_copy, lambda tensors: tensors | {key: torch.zeros(2)})
+    before, after = (Checkpoint(p, None).read_layer(0).module.state_dict() for p in (mixtral.path, mixtral_copy))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_mixed_dtypes_are_refused_unless_one_is_asked_for(mixtral_copy: Path) -> None:
+    """One expert in another precision: kept "as it is on disk", it would raise its whole layer to that."""
+    key = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    with_tensors(mixtral_copy, lambda tensors: tensors | {key: tensors[key].half()})
+    match = f"{re.escape(key)} is float16 on disk, and config.json says float32.* pass model.dtype=float32"
+    refused(mixtral_copy, ValueError, match)
+    layer = Checkpoint(mixtral_copy, torch.bfloat16).read_layer(1)
+    assert {parameter.dtype for parameter in layer.module.parameters()} == {torch.bfloat16}
+
+
+def test_a_dtype_that_is_none_is_refused(mixtral_copy: Path) -> None:
+    set_config(mixtral_copy, dtype="bf16")
+    refused(mixtral_copy, ValueError, "dtype='bf16' is none")
+
+
+def test_a_file_that_is_no_safetensors_is_named(mixtral_copy: Path) -> None:
+    (mixtral_copy / "model.safetensors").write_bytes(b"PK" + bytes(100))
+    refused(mixtral_copy, ValueError, "model.safetensors: truncated or not a safetensors file")
 
 
 def test_a_checkpoint_is_never_written_over(mixtral: Checkpoint, tmp_path: Path) -> None:

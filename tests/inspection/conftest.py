@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from stun_exp.__main__ import CONF
 from stun_exp.config import build
@@ -42,12 +43,18 @@ def published(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def settings() -> Callable[..., Any]:
-    """The settings of a run on a local folder, on the CPU."""
+def composed() -> Callable[..., DictConfig]:
+    """The config of a run on a local folder, on the CPU."""
 
-    def make(path: Path, *overrides: str) -> Any:
+    def make(path: Path, *overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             local = ["model=local", f"model.path={path}", "model.device=cpu", "name=x"]
-            return build(compose("config", [*local, *overrides]))
+            return compose("config", [*local, *overrides])
 
     return make
+
+
+@pytest.fixture
+def settings(composed: Callable[..., DictConfig]) -> Callable[..., Any]:
+    """The settings of a run on a local folder, on the CPU."""
+    return lambda path, *overrides: build(composed(path, *overrides))

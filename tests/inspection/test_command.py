@@ -49,7 +49,7 @@ def test_it_prints_what_the_model_is_and_what_a_run_needs(stun: Stun, published:
     assert found["scope experts"] == "45,097,156,608 in (96.6%), 1,605,636,096 out; sparsity_scope of this run"
     assert found["scope model"] == "46,702,792,704 in (100.0%), 0 out"
     assert found["this machine"] == "100.0 GB RAM, 80.0 GB GPU"
-    assert found["whole model"] == "bf16 93.4 GB (fits RAM), nf4 26.7 GB (fits RAM and GPU)"
+    assert found["whole model"] == "bf16 93.4 GB (fits RAM), nf4 26.6 GB (fits RAM and GPU)"
     assert "to prune 10.1 GB (fits RAM and GPU): layers at work 5.8 GB" in found["run, memory"]
     assert "assumed 1 GB/s" in found["run, time"]
     assert printed.endswith("no weights were read\n")

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from stun_exp.config import build
 from stun_exp.disk.architecture import Architecture
 from stun_exp.inspection.needs import needs_of, stages_of
 from stun_exp.inspection.sizes import inspect
 from stun_exp.run import run
 
 Published = Callable[..., Path]
-GIB = 2**30
 
 
 def test_mixtral_on_c4_by_hand(published: Published, settings: Callable[..., Any]) -> None:
@@ -91,20 +92,24 @@ RUNS = {
 
 @pytest.mark.parametrize("what", RUNS)
 def test_a_run_makes_the_passes_that_were_foretold(
-    what: str, tiny_model: Callable[[str], Path], settings: Callable[..., Any], tmp_path: Path
+    what: str, tiny_model: Callable[[str], Path], composed: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    """A pass over three layers is counted in thirds: the last layer need not be run again when it was changed."""
+    """Exactly, but that the last of the three layers is not run again when its experts went, and that fewer experts may
+    need fewer portions."""
     text = tmp_path / "calibration.jsonl"
     rows = torch.randint(0, 64, (16, 40), generator=torch.Generator().manual_seed(0)).tolist()
     text.write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
     calibration = [f"calibration.path={text}", "calibration.sequence_length=32", "calibration.num_sequences=8"]
     base = ["calibration=local", *calibration, "eval=none", "sparsity=0.5"]
-    asked = settings(tiny_model("mixtral"), *base, *RUNS[what])
+    cfg = composed(tiny_model("mixtral"), *base, *RUNS[what])
+    asked, config = build(cfg), OmegaConf.to_container(cfg, resolve=True)
     foretold = stages_of(inspect(Architecture(tiny_model("mixtral"))), asked)
     out = tmp_path / "run"
     out.mkdir()
-    run(asked, out, {})
+    assert isinstance(config, dict)
+    run(asked, out, {str(key): value for key, value in config.items()})
     cost = json.loads((out / "report.json").read_text())["cost"]
-    # Starved experts, if any, are run on tokens that were not theirs; nobody can foretell that.
+    fewer = {"behind pruned layers": ("experts", 1 / 3), "a few experts at once": ("prune", 1 / 3)}.get(what, ("", 0.0))
     for stage in ("experts", "allocate", "prune", "skip"):
-        assert cost[stage]["forward_passes"] == pytest.approx(foretold[stage].passes, abs=0.34), stage
+        passes = foretold[stage].passes - (fewer[1] if stage == fewer[0] else 0)
+        assert cost[stage]["forward_passes"] == pytest.approx(passes), stage
