@@ -23,6 +23,7 @@ from bench_experts import (
     stun_budget_vs_restart,
     stun_global_budget_seconds,
 )
+from bench_inspect import inspect_command_seconds, inspect_million_seconds
 from bench_models import nf4_expert_bytes_ratio, observe_over_forward
 from timing import alternate, minutes, ratio, seconds
 
@@ -166,6 +167,8 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
         sparsegpt_batched_vs_single,
         observe_over_forward,
         nf4_expert_bytes_ratio,
+        inspect_million_seconds,
+        inspect_command_seconds,
     )
 }
 

@@ -88,12 +88,18 @@ def test_shots_that_a_task_pins_are_not_overridden_in_silence(toy: PreTrainedMod
 
 # --- Encoder-decoders
 
+START = 56
+
 
 @pytest.fixture(params=["switch_transformers", "nllb-moe"])
 def translator(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> tuple[PreTrainedModel, Any]:
-    """A tiny encoder-decoder and its tokenizer: w0 ... w63 are the ids 0 ... 63, and 0 begins, ends and pads."""
+    """A tiny encoder-decoder and its tokenizer: w0 ... w63 are the ids 0 ... 63, 0 ends and pads, START begins."""
     path = tiny_model(request.param)
-    return load_pruned(path, CPU), AutoTokenizer.from_pretrained(path)
+    model = load_pruned(path, CPU)
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = START
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens({"cls_token": f"w{START}"})  # so that it is no part of what is said
+    return model, tokenizer
 
 
 def words(ids: list[int]) -> str:
@@ -127,7 +133,7 @@ def test_an_encoder_decoder_scores_targets_given_sources(
 
     def log_likelihood(question: list[int], answer: list[int]) -> float:
         with torch.inference_mode():
-            read = torch.tensor([[0, *answer[:-1]]])
+            read = torch.tensor([[START, *answer[:-1]]])
             logits = model(input_ids=torch.tensor([question]), decoder_input_ids=read).logits[0]
         return float(logits.log_softmax(-1)[range(len(answer)), answer].sum())
 
@@ -140,7 +146,7 @@ def test_an_encoder_decoder_scores_targets_given_sources(
         for question, (first, second), label in zip(QUESTIONS, answers, gold, strict=True)
     ]
     settings = (
-        "output_type: multiple_choice\ndoc_to_choice: ['{{a}}', '{{b}}']\ndoc_to_target: gold\n"
+        "output_type: multiple_choice\ndoc_to_choice: '{{[a, b]}}'\ndoc_to_target: gold\n"
         "target_delimiter: ''\nmetric_list:\n  - metric: acc\n"
     )
     metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU)
@@ -152,7 +158,7 @@ def test_an_encoder_decoder_generates_from_the_source(translator: tuple[PreTrain
     model, tokenizer = translator
 
     def greedy(question: list[int]) -> list[int]:
-        read = [0]
+        read = [START]
         with torch.inference_mode():
             while len(read) < 7:
                 logits = model(input_ids=torch.tensor([question]), decoder_input_ids=torch.tensor([read])).logits

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stun_exp.moe.families import FAMILIES
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -38,7 +40,7 @@ def test_make_targets_exist(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("stun ")])
 def test_stun_commands_run(command: str, tmp_path: Path) -> None:
     words = [str(BIN / "stun"), *shlex.split(command)[1:]]
-    if "--help" in words:
+    if "--help" in words or words[1] == "inspect":
         subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
         return
     no_eval = "eval=none" in words or "sweep=laboratory" in words  # that sweep sets it
@@ -65,6 +67,16 @@ def test_figures_are_drawn_of_the_sweep_that_the_readme_names(command: str, tmp_
 
 def test_readme_shows_the_measured_table() -> None:
     assert (ROOT / "results" / "demo.md").read_text() in README
+
+
+def test_readme_has_a_row_for_every_family() -> None:
+    rows = re.findall(r"^\| `([a-z0-9_-]+)` \|", README.partition("## Models")[2].partition("## ")[0], re.M)
+    assert rows == ["model_type", *sorted(FAMILIES)]  # the first is the head of the table
+
+
+def test_readme_names_every_card() -> None:
+    cards = {file.stem for file in (ROOT / "conf/model").glob("*.yaml")}
+    assert {card for card in cards if f"`{card}`" not in README} == set()
 
 
 def test_every_other_command_is_git() -> None:

@@ -32,7 +32,8 @@ class Architecture:
         self.raw = read_json(path / "config.json")
         self.family = family_of(self.raw.get("model_type"), path / "config.json")
         self.experts_per_layer: list[int] | None = self.raw.get(EXPERTS_PER_LAYER)
-        self.dtype = dtype or self._config_dtype()
+        own_dtype = self._config_dtype()
+        self.dtype = dtype or own_dtype
         register()
         self.config = AutoConfig.from_pretrained(path, trust_remote_code=False)
 

@@ -48,14 +48,19 @@ class Keys:
 
     def _sort(self, keys: Iterable[str]) -> None:
         prefixes = self._prefixes()
+        last, layer = " ", self.rest  # keys of one layer follow one another
         for key in keys:
+            if key.startswith(last) and not key.endswith(_TABLES):
+                layer.append(key)
+                continue
             if key.endswith(_TABLES):
                 continue
             for prefix, first, size in prefixes:
                 if key.startswith(prefix):
                     number = key[len(prefix) :].partition(".")[0]
                     if number.isdecimal() and int(number) < size:
-                        self.by_layer[first + int(number)].append(key)
+                        last, layer = f"{prefix}{number}.", self.by_layer[first + int(number)]
+                        layer.append(key)
                     else:
                         self.unused.setdefault(prefix + number, []).append(key)
                     break

@@ -145,7 +145,7 @@ class TokenGrams(Statistic):
         by_weight = weight_TK.argsort(dim=1, descending=True, stable=True)
         order_TE = torch.cat([chosen_TK.gather(1, by_weight), rest_TE], 1)
         logits_TE = (logits_TE - logits_TE.amax(1, keepdim=True)).gather(1, order_TE)
-        first_TK, rest_TE = logits_TE.split([self.top_k, logits_TE.shape[1] - self.top_k], dim=1)
+        first_TK, rest_TE = logits_TE[:, : self.top_k], logits_TE[:, self.top_k :]
         # A router may add a bias to its choice and none to its gates: whom it would choose next, logits do not say.
         if rest_TE.shape[1] and bool((rest_TE.amax(1) > first_TK.amin(1) + 1e-3).any()):
             raise ValueError(

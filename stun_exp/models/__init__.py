@@ -1,4 +1,4 @@
-"""Architectures that transformers does not have. `register` makes its auto classes know them."""
+"""Architectures that transformers lacks (arctic), or whose experts it leaves unfused (fused.py and those it names)."""
 
 
 def register() -> None:

@@ -6,23 +6,20 @@ family looks the same to whoever observes, prunes, merges or quantises experts. 
 Shapes: E experts, F expert width, D hidden size, T tokens, K experts a token.
 """
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
 
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightTransform
 
-from stun_exp.models import dbrx, llama4, nllb_moe, switch_transformers
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.layers import layers_of
 
-FAMILIES: dict[str, tuple[Callable[[nn.Module, Any], None], Callable[[Any], list[WeightTransform]]]] = {
-    "dbrx": (dbrx.fuse_, dbrx.conversions),
-    "llama4_text": (llama4.fuse_, llama4.conversions),
-    "nllb-moe": (nllb_moe.fuse_, nllb_moe.conversions),
-    "switch_transformers": (switch_transformers.fuse_, switch_transformers.conversions),
+MODULES = {
+    "dbrx": "dbrx",
+    "llama4_text": "llama4",
+    "nllb-moe": "nllb_moe",
+    "switch_transformers": "switch_transformers",
 }
+"""Family -> the module here that has its `fuse_` and `conversions`, imported when a model of the family is met."""
 
 
 def fuse_experts_(model: PreTrainedModel, family: MoEFamily) -> None:
@@ -30,12 +27,12 @@ def fuse_experts_(model: PreTrainedModel, family: MoEFamily) -> None:
 
     ValueError for a setting under which a family's experts cannot be handled.
     """
-    if family.model_type not in FAMILIES:
+    if family.model_type not in MODULES:
         return
-    fuse_, conversions = FAMILIES[family.model_type]
+    module = import_module(f"stun_exp.models.{MODULES[family.model_type]}")
     for layer in layers_of(model, family):
         if layer.is_moe:
             dtype = next(layer.experts.parameters()).dtype
-            fuse_(layer.block, model.config)
+            module.fuse_(layer.block, model.config)
             layer.experts.to(dtype)
-    model._weight_conversions = conversions(model.config)
+    model._weight_conversions = module.conversions(model.config)

@@ -219,6 +219,15 @@ def test_tokens_over_capacity_are_no_obstacle(
     assert 0 < received[1] <= 24 * 6 * 2 < 24 * 20
 
 
+def test_skipping_measures_the_gates_of_both_stacks(runner: Runner) -> None:
+    report = runner("nllb-moe", "expert_pruner=reap", "sparsity=0.4", "skipping=dynamic")
+    thresholds = report["skipping"]["per_layer"]
+    assert [layer["layer"] for layer in thresholds] == [1, 3]
+    # Half of the tokens skip one of two experts, but for the one or two in the middle.
+    assert all(layer["calibration"] == pytest.approx(0.25, abs=0.005) for layer in thresholds)
+    assert report["cost"]["skip"]["forward_passes"] == 1
+
+
 # --- What is refused
 
 

@@ -93,8 +93,12 @@ def test_a_reconstruction_search_refuses_tokens_over_capacity(with_settings: Set
 # --- NLLB
 
 
-def published(layer: MoELayer, x_TD: Tensor, fraction: float, normalise_first: bool, padding: list[bool]) -> Tensor:
-    """Top-2 gating as in fairseq (Costa-jussà et al., arXiv 2207.04672, section 6.2), token by token.
+def published(
+    layer: MoELayer, x_TD: Tensor, fraction: float, normalise_first: bool, padding: list[bool]
+) -> tuple[Tensor, list[int]]:
+    """The block's output, and how many tokens each expert serves, by fairseq's top-2 gating, token by token.
+
+    Costa-jussà et al., arXiv 2207.04672, section 6.2.
 
     All first choices take their places at the experts before the second ones do. A choice beyond its expert's capacity
     is gone; what is left of a token's gates sums to 1, unless they were made to before that. Outputs are scaled by
@@ -117,7 +121,7 @@ def published(layer: MoELayer, x_TD: Tensor, fraction: float, normalise_first: b
             h_F = (layer.experts.up_proj[e] @ x_TD[token] + layer.experts.up_proj_bias[e]).relu()
             y_D = layer.experts.down_proj[e] @ h_F + layer.experts.down_proj_bias[e]
             out_TD[token] += KEEP * float(gates_TE[token, e]) / total * y_D
-    return out_TD
+    return out_TD, [sum(e in experts for experts in served) for e in range(E)]
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.2])
@@ -130,12 +134,13 @@ def test_nllb_routes_as_published(with_settings: Settings, fraction: float, norm
     x_TD = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
     padding = [token >= 20 - padded for token in range(20)]
     mask = torch.tensor(padding).float().expand(1, 1, 20, 20) * torch.finfo().min if padded else None
-    with torch.inference_mode():
+    seen = Seen()
+    with torch.inference_mode(), observe(layer, [seen]):
         ours_TD = layer.block(x_TD[None], mask)[0]
-    expected_TD = published(layer, x_TD, fraction, normalise_first, padding)
+    expected_TD, count_E = published(layer, x_TD, fraction, normalise_first, padding)
     torch.testing.assert_close(ours_TD, expected_TD, rtol=1e-5, atol=1e-5)
-    without_limit_TD = published(layer, x_TD, 1.0, normalise_first, padding)
-    assert torch.equal(expected_TD, without_limit_TD) == (fraction == 1)
+    assert seen.count_E.tolist() == count_E
+    assert (sum(count_E) < 2 * (20 - padded)) == (fraction < 1)
 
 
 def test_stock_transformers_sends_every_first_choice_through_expert_1(tiny_model: Callable[[str], Path]) -> None:
