@@ -1,5 +1,6 @@
 """Tiny random models of real families, on disk as their owners ship them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -16,10 +19,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stun_exp.__main__ import CONF
+from stun_exp.config import build
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.models import register
 from stun_exp.moe import families
+from stun_exp.run import run
 
 FAMILIES = list(families.FAMILIES)  # a family without a tiny model below fails the tests that run over families
 TYPICAL = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
@@ -241,6 +247,49 @@ def write_regrouped(tmp_path: Path) -> Callable[[Checkpoint, dict[int, list[list
         return Checkpoint(writer.path, None)
 
     return write
+
+
+@pytest.fixture
+def run_with() -> Callable[..., dict[str, Any]]:
+    """(folder, overrides) -> the report of one run on the CPU into that folder, no benchmarks; {} if it left none."""
+
+    def go(out: Path, *overrides: str) -> dict[str, Any]:
+        base = ["model=local", "model.device=cpu", "eval=none", "name=test"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", [*base, *overrides])
+        out.mkdir(exist_ok=True)
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        run(build(cfg), out, {str(key): value for key, value in config.items()})
+        report = out / "report.json"
+        return json.loads(report.read_text()) if report.exists() else {}
+
+    return go
+
+
+@pytest.fixture
+def runner(
+    tiny_model: Callable[[str], Path], run_with: Callable[..., dict[str, Any]], tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Runs a tiny model with overrides into tmp_path/run and returns the report."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 64, (64, 40), generator=generator).tolist()
+    text = tmp_path / "calibration.jsonl"
+    text.write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
+
+    def go(*overrides: str, family: str = "mixtral", out: Path = tmp_path / "run") -> dict[str, Any]:
+        return run_with(
+            out,
+            f"model.path={tiny_model(family)}",
+            "calibration=local",
+            f"calibration.path={text}",
+            "calibration.sequence_length=32",
+            "calibration.num_sequences=16",
+            "calibration.batch_size=4",
+            *overrides,
+        )
+
+    return go
 
 
 @pytest.fixture

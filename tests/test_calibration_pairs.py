@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from stun_exp.__main__ import CONF
 from stun_exp.calibration import ToyText, decoder_start
 from stun_exp.calibration_pairs import Pairs
 
@@ -158,8 +155,3 @@ def test_a_model_that_does_not_say_how_targets_begin_is_refused(tiny_model: Call
     config.decoder_start_token_id = None
     with pytest.raises(ValueError, match=r"switch_transformers: config.json has no decoder_start_token_id"):
         decoder_start(config)
-
-
-def test_the_choice_in_conf_builds() -> None:
-    made = instantiate(OmegaConf.load(CONF / "calibration/pairs.yaml"), path="pairs.jsonl")
-    assert isinstance(made, Pairs)

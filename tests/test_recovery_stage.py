@@ -1,21 +1,17 @@
 """The third stage in a run: text that calibration has not seen, and a killed run that goes on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from stun_exp.__main__ import CONF
 from stun_exp.calibration import LocalText, ToyText
-from stun_exp.config import build
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.recovery_stage import training_sequences
-from stun_exp.run import run
 
 
 @pytest.fixture
@@ -55,43 +51,37 @@ def test_no_recovery_draws_no_text() -> None:
     assert len(training_sequences(calibration, None, 0, 0)) == 0
 
 
-def go(out: Path, model: Path, text: Path, *overrides: str) -> dict[str, Any]:
-    """One run into `out`, and its report."""
-    base = [
-        "model=local",
-        f"model.path={model}",
-        "model.device=cpu",
-        "calibration=local",
-        f"calibration.path={text}",
-        "calibration.sequence_length=16",
-        "calibration.num_sequences=16",
-        "calibration.batch_size=4",
-        "expert_pruner.ratio=0.2",
-        "sparsity=0.5",
-        "recovery=expert_distillation",
-        "recovery.num_sequences=24",
-        "recovery.batch_size=4",
-        "recovery.learning_rate=1e-3",
-        "recovery.save_every=5",
-        "eval=none",
-        "name=test",
-        "save=true",
-    ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [*base, *overrides])
-    out.mkdir(exist_ok=True)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    run(build(cfg), out, {str(key): value for key, value in config.items()})
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
+@pytest.fixture
+def go(run_with: Callable[..., dict[str, Any]], mixtral: Checkpoint, text: Path) -> Callable[[Path], dict[str, Any]]:
+    """One run with recovery into a folder, and its report."""
+
+    def run_into(out: Path) -> dict[str, Any]:
+        return run_with(
+            out,
+            f"model.path={mixtral.path}",
+            "calibration=local",
+            f"calibration.path={text}",
+            "calibration.sequence_length=16",
+            "calibration.num_sequences=16",
+            "calibration.batch_size=4",
+            "expert_pruner.ratio=0.2",
+            "sparsity=0.5",
+            "recovery=expert_distillation",
+            "recovery.num_sequences=24",
+            "recovery.batch_size=4",
+            "recovery.learning_rate=1e-3",
+            "recovery.save_every=5",
+            "save=true",
+        )
+
+    return run_into
 
 
 def test_a_killed_run_started_again_ends_as_if_it_had_not_been(
-    mixtral: Checkpoint, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    go: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run prunes once more, finds the same checkpoint, and goes on training; the total is counted afterwards."""
-    whole = go(tmp_path / "whole", mixtral.path, text)
+    whole = go(tmp_path / "whole")
     assert whole["sparsity"]["achieved"] == pytest.approx(0.5, abs=0.001)
     assert whole["recovery"]["steps"] == 18
     original, taken = torch.optim.AdamW.step, []
@@ -104,8 +94,8 @@ def test_a_killed_run_started_again_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counting)
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path / "killed", mixtral.path, text)
-    again = go(tmp_path / "killed", mixtral.path, text)
+        go(tmp_path / "killed")
+    again = go(tmp_path / "killed")
     assert len(taken) == 13 + 8
     assert again["warnings"] == whole["warnings"]
     assert again["recovery"] | {"seconds": 0} == whole["recovery"] | {"seconds": 0}

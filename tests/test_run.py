@@ -9,50 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
-from stun_exp.__main__ import CONF
-from stun_exp.config import build
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import load_pruned
-from stun_exp.run import run
 
 Runner = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def runner(tiny_model: Callable[[str], Path], tmp_path: Path) -> Runner:
-    """Runs a tiny model with overrides into tmp_path/run and returns the report."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, 64, (64, 40), generator=generator).tolist()
-    text = tmp_path / "calibration.jsonl"
-    text.write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
-
-    def go(*overrides: str, family: str = "mixtral", out: Path = tmp_path / "run") -> dict[str, Any]:
-        base = [
-            "model=local",
-            f"model.path={tiny_model(family)}",
-            "model.device=cpu",
-            "calibration=local",
-            f"calibration.path={text}",
-            "calibration.sequence_length=32",
-            "calibration.num_sequences=16",
-            "calibration.batch_size=4",
-            "eval=none",
-            "name=test",
-        ]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", [*base, *overrides])
-        out.mkdir(exist_ok=True)
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        run(build(cfg), out, {str(key): value for key, value in config.items()})
-        report = out / "report.json"
-        return json.loads(report.read_text()) if report.exists() else {}
-
-    return go
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])

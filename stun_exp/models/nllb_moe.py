@@ -30,8 +30,8 @@ class _Block(NllbMoeSparseMLP):  # type: ignore[misc]
     def forward(self, hidden_BTD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         hidden_TD = hidden_BTD.flatten(0, 1)
         _, weight_TK, index_TK = self.router(hidden_TD, padding_mask)
-        # Experts were dropped out in training; in use their sum is scaled down to make up for it. The gates stay as they
-        # are, of sum 1, which is what whoever computes gates of fewer experts goes by.
+        # Experts were dropped out in training; in use their sum is scaled down to make up for it. The gates keep their
+        # sum of 1, which whoever computes the gates of fewer experts goes by.
         output_TD: Tensor = self.experts(hidden_TD, index_TK, weight_TK) * self.keep_share
         return output_TD.view_as(hidden_BTD)
 
@@ -40,8 +40,8 @@ def fuse_(block: nn.Module, config: Any) -> None:
     """Replaces the module list of experts; ValueError if a token's second expert is left to chance."""
     if config.second_expert_policy != "all":
         raise ValueError(
-            f"config.json: second_expert_policy={config.second_expert_policy} chooses experts by chance, so that no two "
-            "passes see the same ones; set it to all"
+            f"config.json: second_expert_policy={config.second_expert_policy} chooses experts by chance, so that no "
+            "two passes see the same ones; set it to all"
         )
     stock: Any = block
     first = stock.experts["expert_0"]

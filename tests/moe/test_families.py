@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -265,6 +266,19 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
     if equal and name != "nllb-moe":
         assert (logits(stock(written.path, source), source) - expected).abs().max() < 1e-5
         assert written.experts_per_layer is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if len(FAMILIES[name].stacks) == 1])
+def test_a_whole_run(name: str, runner: Callable[..., dict[str, Any]]) -> None:
+    """STUN, which walks for coactivation, then OWL and Wanda: the total is met, and nothing is said of it."""
+    # One expert a token, and no two are ever active together: an error of its own.
+    lambda2 = 0.0 if name == "llama4_text" else 1.0
+    report = runner("expert_pruner.ratio=0.34", f"expert_pruner.lambda2={lambda2}", "sparsity=0.6", family=name)
+    assert report["sparsity"]["achieved"] == pytest.approx(0.6, abs=0.001)
+    assert report["experts"]["before"] == [count for count in LAYERS[name] if count]
+    assert sum(report["experts"]["after"]) < sum(report["experts"]["before"])
+    assert not [warning for warning in report["warnings"] if "on disk" in warning]
 
 
 @every_family
