@@ -138,6 +138,12 @@ class TokenGrams(Statistic):
 
     def _ranked(self, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> tuple[Tensor, Tensor]:
         """Experts by rank, and their logits below the highest; ValueError if the gates are not a softmax of these."""
+        if bool((chosen_TK == logits_TE.shape[1]).any()):
+            raise ValueError(
+                "some tokens are over the capacity of their experts, and which ones depends on the experts that are "
+                "left, which a reconstruction search cannot know; choose an expert pruner that uses no reconstruction "
+                "loss, such as expert_pruner=reap, or shorter sequences (calibration.sequence_length)"
+            )
         logits_TE = logits_TE.float()
         # The chosen experts come first even where 16-bit logits tie: the router broke the tie its own way.
         key_TE = logits_TE.scatter(1, chosen_TK, torch.inf)

@@ -46,7 +46,8 @@ class GateRatios(Statistic):
         self._batches_TI: list[Tensor] = []
 
     def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
-        self._batches_TI.append(tail_to_head_TI(topk_weight_TK).cpu())
+        ratio_TI = tail_to_head_TI(topk_weight_TK).cpu()
+        self._batches_TI.append(ratio_TI[~ratio_TI.isnan().any(1)])  # a token over capacity has no gates to compare
 
     def ratio_TI(self) -> Tensor:
         return torch.cat(self._batches_TI)

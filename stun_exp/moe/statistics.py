@@ -16,8 +16,9 @@ class Coactivation(Statistic):
         self.count_EE = torch.zeros(num_experts, num_experts, dtype=torch.float64)
 
     def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
-        chosen_TE = torch.zeros(len(topk_index_TK), len(self.count_EE), device=topk_index_TK.device)
-        chosen_TE.scatter_(1, topk_index_TK, 1.0)
+        # The last column is for places that are nobody's: of tokens over an expert's capacity.
+        chosen_TE = torch.zeros(len(topk_index_TK), len(self.count_EE) + 1, device=topk_index_TK.device)
+        chosen_TE = chosen_TE.scatter_(1, topk_index_TK, 1.0)[:, :-1]
         # fp32 counts tokens of one batch exactly (below 2**24); the total is kept in fp64.
         self.count_EE += (chosen_TE.T @ chosen_TE).fill_diagonal_(0).cpu().double()
 
@@ -29,7 +30,8 @@ class ExpertTokens(Statistic):
         self.count_E = torch.zeros(num_experts, dtype=torch.int64)
 
     def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
-        self.count_E += torch.bincount(topk_index_TK.flatten().cpu(), minlength=len(self.count_E))
+        num_experts = len(self.count_E)
+        self.count_E += torch.bincount(topk_index_TK.flatten().cpu(), minlength=num_experts)[:num_experts]
 
 
 class ExpertActivity(Statistic):

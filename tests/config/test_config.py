@@ -180,6 +180,7 @@ def test_a_config_error_survives_the_way_back_from_a_launcher() -> None:
 NEEDS = {
     "model=local": ["model.path=x"],
     "calibration=local": ["calibration.path=x"],
+    "calibration=pairs": ["calibration.path=x"],
     "expert_pruner=from_plan": ["expert_pruner.path={plan}"],
     "unstructured_pruner=none": ["expert_pruner=none", "sparsity=0"],
 }

@@ -10,17 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from stun_exp.__main__ import CONF
-from stun_exp.config import build
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import load_pruned
 from stun_exp.moe.layers import layers_of
-from stun_exp.run import run
 from stun_exp.stream import Walk
 
 CPU = torch.device("cpu")
@@ -29,7 +24,7 @@ Logits = Callable[..., Tensor]
 
 
 @pytest.fixture
-def runner(tiny_model: Callable[[str], Path], draw: Callable[..., Tensor], tmp_path: Path) -> Runner:
+def runner(tiny_model: Callable[[str], Path], run_with: Runner, draw: Callable[..., Tensor], tmp_path: Path) -> Runner:
     """Runs a tiny model, or a folder, with overrides into tmp_path/run and returns the report.
 
     Calibrates on 24 sources of 20 tokens with targets of 14 and of 13.
@@ -42,26 +37,15 @@ def runner(tiny_model: Callable[[str], Path], draw: Callable[..., Tensor], tmp_p
 
     def go(model: str | Path, *overrides: str, out: Path = tmp_path / "run") -> dict[str, Any]:
         base = [
-            "model=local",
             f"model.path={tiny_model(model) if isinstance(model, str) else model}",
-            "model.device=cpu",
             "calibration=pairs",
             f"calibration.path={text}",
             "calibration.sequence_length=32",
             "calibration.num_sequences=24",
             "calibration.batch_size=4",
-            "eval=none",
-            "name=test",
             "save=true",
         ]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", [*base, *overrides])
-        out.mkdir(exist_ok=True)
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        run(build(cfg), out, {str(key): value for key, value in config.items()})
-        report: dict[str, Any] = json.loads((out / "report.json").read_text())
-        return report
+        return run_with(out, *base, *overrides)
 
     return go
 
