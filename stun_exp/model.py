@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -38,11 +38,13 @@ class Model(Component):
     """`nf4` runs calibration and evaluation with weights in 4 bits (bitsandbytes), experts included; pruning itself
     reads full precision."""
     trust_remote_code: bool
-    """Whether code that comes with the checkpoint may be run; off unless asked for."""
+    """Whether code that comes with the tokenizer may be run; off unless asked for. The model's own code never is."""
     parameters: int | None = Field(ge=1)
     """Parameters of the published architecture, tied ones once; null if that is not to be checked."""
     expert_ratio: float = Field(ge=0, lt=1)
     """Share of the experts that go from this model unless `expert_pruner.ratio` is given."""
+    dimensions: dict[str, Any] | None
+    """What config.json says of the published architecture: `stun inspect` goes by it where the model is not at hand."""
 
     def open(self) -> "Checkpoint":
         """The checkpoint's config and index; no weights are read."""
@@ -51,10 +53,17 @@ class Model(Component):
         return self._of_expected_size(Checkpoint(self.folder(), self._torch_dtype()))
 
     def architecture(self) -> "Architecture":
-        """What config.json says, beside which the index lies; of a hub repository nothing else is fetched."""
+        """What config.json says, or the `dimensions` if that is not to be had; of a hub only JSON is fetched."""
         from stun_exp.disk.architecture import Architecture
 
-        return self._of_expected_size(Architecture(self.folder(["*.json"]), self._torch_dtype()))
+        dimensions = None
+        try:
+            folder = self.folder(["*.json"])
+        except FileNotFoundError:
+            if self.dimensions is None:
+                raise
+            folder, dimensions = Path(self.path), self.dimensions
+        return self._of_expected_size(Architecture(folder, self._torch_dtype(), dimensions))
 
     def _of_expected_size(self, architecture: A) -> A:
         """The same; ValueError if it is of another size than expected, and thus another model."""

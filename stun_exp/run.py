@@ -62,6 +62,9 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         training_NT = training_sequences(
             settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
         )
+        if checkpoint.packing.packed:
+            packing = checkpoint.raw["quantization_config"]["quant_method"]
+            ledger.warn(f"the checkpoint is packed ({packing}): unpacked on reading, and written in {checkpoint.dtype}")
         for part, keys in checkpoint.keys.unused.items():
             ledger.warn(
                 f"{part} ({len(keys)} tensors) is on disk but not run by the architecture; it is copied unpruned"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from stun_exp.disk.shards import read_json
 from stun_exp.models import register
@@ -20,22 +20,23 @@ EXPERTS_PER_LAYER = "experts_per_layer"
 class Architecture:
     """A model on the meta device, built from a folder's config.json."""
 
-    def __init__(self, path: Path, dtype: torch.dtype | None = None):
-        """`dtype` None takes what the config says.
+    def __init__(self, path: Path, dtype: torch.dtype | None = None, dimensions: dict[str, Any] | None = None):
+        """`dtype` None takes what the config says; `dimensions` stand for config.json where there is no folder yet.
 
         FileNotFoundError without config.json, ValueError for a family that is not supported. Code that comes with the
         model is never run.
         """
-        if not (path / "config.json").is_file():
+        if dimensions is None and not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: no config.json; give the folder of a Hugging Face checkpoint")
         self.path = path
-        self.raw = read_json(path / "config.json")
+        self.at_hand = dimensions is None
+        self.raw = read_json(path / "config.json") if dimensions is None else dimensions
         self.family = family_of(self.raw.get("model_type"), path / "config.json")
         self.experts_per_layer: list[int] | None = self.raw.get(EXPERTS_PER_LAYER)
         own_dtype = self._config_dtype()
         self.dtype = dtype or own_dtype
         register()
-        self.config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        self.config = CONFIG_MAPPING[self.family.model_type].from_dict(self.raw)
 
     def _config_dtype(self) -> torch.dtype:
         name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32")

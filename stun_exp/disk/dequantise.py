@@ -38,6 +38,11 @@ class Packing:
     decode: Callable[[dict[str, Tensor]], Tensor]
     """Suffix -> tensor, to the weight; ValueError if they do not fit together."""
 
+    @property
+    def packed(self) -> bool:
+        """Whether any tensor is packed."""
+        return bool(self.layouts)
+
     def names(self, keys: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Each tensor's name -> the keys it is stored under; ValueError for a weight that is there in part."""
         suffixes = tuple({suffix for layout in self.layouts for suffix in layout if suffix})

@@ -59,7 +59,8 @@ def _model(found: Inspection) -> Iterator[Row]:
         yield "beside them", f"{_range(beside)} {text}"
     for part, tensors in found.unused.items():
         yield "not run", f"{part}, {tensors} tensors: not part of the architecture, copied unpruned"
-    yield "on disk", "the index does not say" if found.disk_bytes is None else gb(found.disk_bytes)
+    unknown = "the index does not say" if found.architecture.at_hand else "not at hand; these are its card's dimensions"
+    yield "on disk", unknown if found.disk_bytes is None else gb(found.disk_bytes)
 
 
 def _scopes(found: Inspection, settings: Any) -> Iterator[Row]:

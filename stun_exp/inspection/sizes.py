@@ -93,14 +93,12 @@ class Inspection:
 
 
 def inspect(architecture: Architecture) -> Inspection:
-    """The sizes of a model, whose index is read and checked; no weights, nor a file that holds some beside an index.
+    """The sizes of a model; if it is at hand, its index is read and checked, and no weights.
 
     FileNotFoundError for a missing index, ValueError for one that is not the architecture's, for a quantisation that
     is not supported, and for a model without experts.
     """
-    stored, disk_bytes = read_index(architecture.path)
-    keys = Keys(architecture, packing_of(architecture.raw, architecture.path).names(stored))
-    keys.check(str(architecture.path))
+    disk_bytes, unused = _checked_index(architecture) if architecture.at_hand else (None, {})
     if not any(layer.is_moe for layer in architecture.outlines):
         raise ValueError(f"{architecture.path}: no layer has experts")
     sizes: dict[Any, LayerSize] = {}
@@ -110,7 +108,15 @@ def inspect(architecture: Architecture) -> Inspection:
         if alike not in sizes:
             sizes[alike] = size_of(layer)
         layers.append(sizes[alike])
-    return Inspection(architecture, layers, disk_bytes, {part: len(found) for part, found in keys.unused.items()})
+    return Inspection(architecture, layers, disk_bytes, unused)
+
+
+def _checked_index(architecture: Architecture) -> tuple[int | None, dict[str, int]]:
+    """The bytes on disk, and the parts that are not run with their numbers of tensors."""
+    stored, disk_bytes = read_index(architecture.path)
+    keys = Keys(architecture, packing_of(architecture.raw, architecture.path).names(stored))
+    keys.check(str(architecture.path))
+    return disk_bytes, {part: len(found) for part, found in keys.unused.items()}
 
 
 def read_index(folder: Path) -> tuple[Collection[str], int | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -14,7 +15,7 @@ from stun_exp.__main__ import CONF
 from stun_exp.config import build
 from stun_exp.disk.shards import INDEX
 
-CONFIG = Path(__file__).parents[1] / "data" / "configs" / "mixtral_8x7b.json"
+CARD = yaml.safe_load((CONF / "model" / "mixtral_8x7b.yaml").read_text())
 ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]
 NORMS = ["input_layernorm.weight", "post_attention_layernorm.weight"]
 
@@ -32,7 +33,7 @@ def published(tmp_path: Path) -> Callable[..., Path]:
     """The folder; if asked without the keys that match a pattern, with further ones, or with other settings."""
 
     def make(without: str = "$^", plus: Sequence[str] = (), **changes: Any) -> Path:
-        (tmp_path / "config.json").write_text(json.dumps(json.loads(CONFIG.read_text()) | changes))
+        (tmp_path / "config.json").write_text(json.dumps(CARD["dimensions"] | {"dtype": "bfloat16"} | changes))
         keys = [key for key in (*published_keys(), *plus) if not re.search(without, key)]
         files = dict.fromkeys(keys, "model-00001-of-00001.safetensors")
         index = {"metadata": {"total_size": 93_405_585_408}, "weight_map": files}

@@ -91,6 +91,18 @@ def test_what_is_wrong_with_the_model_is_one_line_and_1(stun: Stun, published: C
     assert (code, said.startswith("error: model.parameters=5: ")) == (1, True)
 
 
+def test_a_card_is_inspected_before_the_model_is_fetched(stun: Stun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether Arctic fits is asked before a terabyte is downloaded; what was not checked is said."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, printed, _ = stun("model=arctic", "model.device=cpu", "calibration=c4")
+    found = rows(printed)
+    assert code == 0
+    assert found["model"] == "Snowflake/snowflake-arctic-base: 481,667,422,208 parameters"
+    assert found["experts"] == "128 a layer, 2 a token"
+    assert found["on disk"] == "not at hand; these are its card's dimensions"
+    assert found["whole model"] == "bf16 963.3 GB (fits nowhere), nf4 271.6 GB (fits nowhere)"
+
+
 def test_help_says_how(stun: Stun) -> None:
     for flag in ("--help", "-h"):
         code, printed, _ = stun(flag, "nonsense")
