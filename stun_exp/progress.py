@@ -1,5 +1,6 @@
 """Progress on the terminal; quiet when standard error is not one."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -28,6 +29,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # It misses a kernel that it can do without, and says so in the middle of a run.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     if not console.is_terminal:
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
