@@ -57,7 +57,7 @@ class Architecture:
                 tensor.data = tensor.data.float()
         for layer, count in zip(layers_of(model, self.family), self.experts_per_layer or (), strict=False):
             if count:
-                layer.shrink(count)
+                layer.resize(count)
         return model
 
     @cached_property

@@ -159,32 +159,41 @@ class MoELayer:
         if groups == [[expert] for expert in range(self.num_experts)]:
             return
         self._check_groups(groups)
-        num_experts = self.num_experts
         shares = weights or [[1 / len(group)] * len(group) for group in groups]
         aligned = self._aligned(groups, align_to) if align_to else {}
+        for name, tensor in self._router_tensors().items():
+            across = self._expert_dim(tensor) == 1
+            rows = _means(tensor.detach().mT if across else tensor.detach(), groups, shares, {})
+            self._set_router_tensor(name, rows.mT.contiguous() if across else rows)
         for name, fused in self._expert_tensors().items():
             means = _means(fused.detach(), groups, shares, aligned.get(name, {}))
             setattr(self.experts, name, nn.Parameter(means, requires_grad=False))
+        self._tell(len(groups))
+
+    def resize(self, num_experts: int) -> None:
+        """Makes room for `num_experts` experts of the same shape, without weights: for a layer that is read later."""
         for name, tensor in self._router_tensors().items():
-            path, _, own_name = name.rpartition(".")
-            # Ernie keeps its biases in a matrix of one row.
-            across = len(tensor) != num_experts
-            rows = _means(tensor.detach().mT if across else tensor.detach(), groups, shares, {})
-            value = rows.mT.contiguous() if across else rows
-            is_parameter = isinstance(tensor, nn.Parameter)
-            owner = self.router.get_submodule(path)
-            setattr(owner, own_name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
-            if hasattr(owner, "out_features"):
-                owner.out_features = len(groups)
+            self._set_router_tensor(name, _empty(tensor, self._expert_dim(tensor), num_experts))
+        for name, fused in self._expert_tensors().items():
+            setattr(self.experts, name, _empty(fused, 0, num_experts))
+        self._tell(num_experts)
+
+    def _set_router_tensor(self, name: str, value: Tensor) -> None:
+        path, _, own_name = name.rpartition(".")
+        owner = self.router.get_submodule(path)
+        is_parameter = isinstance(getattr(owner, own_name), nn.Parameter)
+        setattr(owner, own_name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+        if hasattr(owner, "out_features"):
+            owner.out_features = value.shape[0]
+
+    def _expert_dim(self, tensor: Tensor) -> int:
+        """The dimension of a router's tensor that counts experts; Ernie keeps its biases in a matrix of one row."""
+        return 0 if len(tensor) == self.num_experts else 1
+
+    def _tell(self, num_experts: int) -> None:
         for owner in (self.experts, self.router, self.block):
             if hasattr(owner, "num_experts"):
-                owner.num_experts = len(groups)
-
-    def shrink(self, count: int) -> None:
-        """Keeps `count` experts, equally many of each group, whichever they are: for the shapes alone."""
-        size, kept = self.num_experts // self.num_groups, count // self.num_groups
-        groups = (range(first, first + kept) for first in range(0, self.num_experts, size))
-        self.regroup([[expert] for group in groups for expert in group])
+                owner.num_experts = num_experts
 
     def _check_groups(self, groups: Sequence[Sequence[int]]) -> None:
         size = self.num_experts // self.num_groups
@@ -238,6 +247,13 @@ def _first_of(module: nn.Module, paths: Sequence[str]) -> str:
             continue
         return path
     raise AssertionError(f"none of {paths} in {type(module).__name__}")
+
+
+def _empty(like: Tensor, dim: int, size: int) -> Tensor:
+    """Of the same shape but for one dimension, dtype and kind, on the meta device."""
+    shape = [*like.shape[:dim], size, *like.shape[dim + 1 :]]
+    empty = torch.empty(shape, dtype=like.dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(like, nn.Parameter) else empty
 
 
 def _out_by_in(experts: Any, weight: Tensor) -> Tensor:

@@ -168,6 +168,7 @@ def test_of_a_hub_repository_only_json_is_fetched(published: Published, monkeypa
         trust_remote_code=False,
         parameters=46_702_792_704,
         expert_ratio=0.1,
+        dimensions=None,
     )
     assert inspect(model.architecture()).whole.parameters == 46_702_792_704
     assert [(call["repository"], call["revision"], call["allow_patterns"]) for call in asked] == [
