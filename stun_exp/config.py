@@ -38,6 +38,8 @@ class Settings(Component):
     recovery: InstanceOf[Component]
     skipping: InstanceOf[Component]
     eval: InstanceOf[Component]
+    export: InstanceOf[Component]
+    stream: InstanceOf[Component]
     tracker: InstanceOf[Component]
     # After the pruners: its check compares it with them, and pydantic checks fields in this order.
     sparsity: float = Field(ge=0, lt=1)
@@ -46,6 +48,7 @@ class Settings(Component):
     name: str
     save: bool
     dry_run: bool
+    resume: Literal["continue", "restart"]
 
     # A check of one field, not of the whole model: pydantic skips those once any field is wrong, and a typo
     # in `seed` should not hide that `sparsity` is out of reach.

@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BUNDLED = "bundled:toy"
+Backend = Literal["hf", "vllm"]
+DeviceMap = Literal["none", "auto"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,22 @@ class LMEval(Component):
     limit: int | None = Field(ge=1)
     """Items of each task, the first ones; null for all. For trials only: lm-eval's numbers need all."""
     batch_size: int = Field(ge=1)
-    """Moves the numbers a little: sequences in a batch are padded to the longest."""
+    """Moves the numbers a little: sequences in a batch are padded to the longest. vLLM forms batches of its own."""
+    backend: Backend
+    """What runs the model: transformers, or vLLM, for decoders in 16 or 32 bits that keep equally many experts in every
+    layer."""
+    device_map: DeviceMap
+    """`auto` spreads the model over all GPUs, and over host memory if transformers runs it; `none` takes one device."""
 
     def prepare(self) -> "Prepared":
-        """The benchmarks with their data; FileNotFoundError for one whose data is neither cached nor reachable."""
-        return Prepared(tuple((b, _load(b)) for b in self.benchmarks.values()), self.limit, self.batch_size)
+        """The benchmarks with their data.
+
+        ValueError if the backend is not installed, FileNotFoundError for data that is neither cached nor reachable.
+        """
+        if self.backend == "vllm" and find_spec("vllm") is None:
+            raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
+        benchmarks = tuple((benchmark, _load(benchmark)) for benchmark in self.benchmarks.values())
+        return Prepared(benchmarks, self.limit, self.batch_size, self.backend, self.device_map)
 
 
 @dataclass(frozen=True)
@@ -66,15 +81,30 @@ class Prepared:
     benchmarks: "tuple[tuple[Benchmark, Loaded], ...]"
     limit: int | None = None
     batch_size: int = 1
+    backend: Backend = "hf"
+    device_map: DeviceMap = "none"
 
     def evaluate(self, model: "PreTrainedModel", tokenizer: Any, device: "torch.device") -> dict[str, Metric]:
-        """Every metric that the tasks define, as `task/metric,filter`."""
+        """Every metric that the tasks define of a model in memory, as `task/metric,filter`."""
         if not self.benchmarks:
             return {}
-        backend = "seq2seq" if model.config.is_encoder_decoder else "causal"
-        lm = _harness(
-            pretrained=model, backend=backend, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device)
+        from lm_eval.models.huggingface import HFLM
+
+        kind = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        lm = _quiet(HFLM)(
+            pretrained=model, backend=kind, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device)
         )
+        return self._measure(lm)
+
+    def evaluate_in_vllm(self, folder: Path, dtype: "torch.dtype", num_gpus: int) -> dict[str, Metric]:
+        """The same of a model on disk, with its own tokenizer, that vLLM reads by itself and spreads over GPUs."""
+        from lm_eval.models.vllm_causallms import VLLM
+
+        # Left to choose, vLLM would run 32 bits in 16.
+        dtype_name = str(dtype).removeprefix("torch.")
+        return self._measure(_quiet(VLLM)(pretrained=str(folder), dtype=dtype_name, tensor_parallel_size=num_gpus))
+
+    def _measure(self, lm: Any) -> dict[str, Metric]:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
         metrics: dict[str, Metric] = {}
         for benchmark, loaded in self.benchmarks:
@@ -159,16 +189,14 @@ def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> di
     return metrics
 
 
-def _harness(**arguments: Any) -> Any:
-    """lm-eval's Hugging Face backend; without its progress bars where there is no terminal."""
-    from lm_eval.models.huggingface import HFLM
-
+def _quiet(backend: Any) -> Any:
+    """One of lm-eval's backends; without its progress bars where there is no terminal."""
     from stun_exp.progress import console
 
     if console.is_terminal:
-        return HFLM(**arguments)
+        return backend
 
-    class Quiet(HFLM):  # type: ignore[misc]
+    class Quiet(backend):  # type: ignore[misc]
         # The bars can be turned off by argument alone, and lm-eval's evaluator passes none.
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **rest: Any) -> Any:
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
@@ -182,7 +210,7 @@ def _harness(**arguments: Any) -> Any:
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().generate_until(requests, disable_tqdm=True)
 
-    return Quiet(**arguments)
+    return Quiet
 
 
 def _leaves(subtasks: dict[str, list[str]], name: str) -> list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stun_exp.disk.checkpoint import Checkpoint
 
 BUNDLED = "bundled:"
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*")
 """What of a hub repository a run needs."""
 AGAIN = ["original/*", "consolidated*"]
 """Where some repositories keep the same weights once more, in another layout."""
@@ -46,11 +46,11 @@ class Model(Component):
     dimensions: dict[str, Any] | None
     """What config.json says of the published architecture: `stun inspect` goes by it where the model is not at hand."""
 
-    def open(self) -> "Checkpoint":
-        """The checkpoint's config and index; no weights are read."""
+    def open(self, scratch: Path | None = None) -> "Checkpoint":
+        """The checkpoint's config and index; no weights are read. Experts will lie in files in `scratch`, if given."""
         from stun_exp.disk.checkpoint import Checkpoint
 
-        return self._of_expected_size(Checkpoint(self.folder(), self._torch_dtype()))
+        return self._of_expected_size(Checkpoint(self.folder(), self._torch_dtype(), scratch))
 
     def architecture(self) -> "Architecture":
         """What config.json says, or the `dimensions` if that is not to be had; of a hub only JSON is fetched."""

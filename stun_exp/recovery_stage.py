@@ -1,6 +1,5 @@
 """The third stage, on disk: what a recovery trains, what it is taught by, and where the result goes."""
 
-import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -91,7 +90,4 @@ class PrunedOnDisk:
             keys = [key for key, home in written.files.items() if home == file]
             tensors = read_tensors(written.files, unused & set(keys))
             tensors |= {key: trained[key] for key in keys if key not in tensors}
-            # The weights in memory may be pages of the file: it is replaced, not written over.
-            partial = file.with_suffix(".partial")
-            write_shard(partial, tensors)
-            os.replace(partial, file)
+            write_shard(file, tensors)

@@ -12,42 +12,52 @@ from transformers import AutoTokenizer
 from stun_exp.budget import Budget, budget_of, expected_counts
 from stun_exp.calibration import decoder_start
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.disk.shards import Shard, write_file
 from stun_exp.disk.writer import CheckpointWriter
-from stun_exp.moe.layers import MoELayer, layers_of
+from stun_exp.evaluation_stage import check_backend, evaluate_written
+from stun_exp.export.protocol import Pruned
+from stun_exp.journal import Allocated, FinishedLayer, Journal, Recovered, made_of
+from stun_exp.lock import alone_in
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
-from stun_exp.moe.skip import skip_experts
-from stun_exp.nf4 import as_quantised, check_memory, memory
+from stun_exp.nf4 import as_quantised
 from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
-from stun_exp.report.diagnostics import Diagnostics
+from stun_exp.report.card import command_of, model_card
 from stun_exp.report.ledger import Ledger, provenance, write_json
+from stun_exp.report.seen import LayerDiagnostics
 from stun_exp.report.tables import results_table
 from stun_exp.stages import check_pattern, plan_experts
-from stun_exp.stream import Held, Walk, as_it_is
+from stun_exp.stream import Held, Step, Walk, as_it_is
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
-from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
+from stun_exp.weight_stage import PrunedLayer, WeightStage, layer_ratios, prune_layers
 
 
 def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     """Executes the pipeline and leaves its artifacts in `out`; ValueError or OSError for what the user can mend.
 
-    `settings` are the checked components, `config` the same settings as plain data, for the report.
+    `settings` are the checked components, `config` the same settings as plain data, for the report. What is finished
+    in `out`, by a run that was interrupted, is not done again.
     """
+    with alone_in(out):
+        _run(settings, out, config)
+
+
+def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     pruner, scope = settings.unstructured_pruner, settings.sparsity_scope
     device = settings.model.torch_device()
     in_nf4 = settings.model.load == "nf4"
     held: Held = as_quantised if in_nf4 else as_it_is
+    keep = settings.save or settings.export.keeps_checkpoint
     ledger = Ledger(device)
-    _clear(out)
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    anew = _is_over(out) or settings.resume == "restart"
 
     with ledger.stage("open"):
-        checkpoint: Checkpoint = settings.model.open()
+        checkpoint: Checkpoint = settings.model.open(settings.stream.scratch(out))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=settings.model.trust_remote_code)
         benchmarks = settings.eval.prepare()
         gates = gate_statistics(settings.skipping, checkpoint)
+        check_backend(benchmarks, checkpoint, in_nf4, bool(gates))
         if gates and not benchmarks.benchmarks:
             ledger.warn("skipping has no effect on any figure: no benchmark is run (eval=none)")
         if benchmarks.limit is not None:
@@ -75,39 +85,65 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         counts = expected_counts(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
         ratio = _weights_ratio(budget, pruner)
+        settings.export.check(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
     if settings.dry_run:
         _print_budget(checkpoint, budget, ratio, tokens.num_tokens)
         return
 
+    journal = Journal(out, made_of(config, checkpoint, device, tokens.sha256, training_NT), anew)
+    if anew:
+        shutil.rmtree(out / "recovery", ignore_errors=True)
+        (out / "report.json").unlink(missing_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    found = journal.found_in(out / "checkpoint", ledger.warn)
+    writer = CheckpointWriter(checkpoint, out / "checkpoint", found.shards)
+
+    spill = settings.stream.spill(out)
+
     def walk(what: str, plan: Plan | None = None, runs: bool = True) -> Walk:
-        return Walk(checkpoint, tokens.batches_BT, device, what, _apply(plan), runs, tokens.targets_BT, held)
+        return Walk(checkpoint, tokens.batches_BT, device, what, plan, runs, tokens.targets_BT, held, spill)
 
     with ledger.stage("experts") as cost:
-        seen, reference = walk("choosing experts"), walk("full model")
-        plan = plan_experts(checkpoint, settings.expert_pruner, seen, reference)
-        cost.forward_passes = seen.forward_passes + reference.forward_passes
+        plan = journal.find("experts", Plan)
+        if plan is None:
+            seen, reference = walk("choosing experts"), walk("full model")
+            plan = plan_experts(checkpoint, settings.expert_pruner, seen, reference)
+            cost.forward_passes = seen.forward_passes + reference.forward_passes
+            journal.add("experts", plan, cost.forward_passes)
         for warning in plan.warnings:
             ledger.warn(warning)
+        settings.export.check_plan(checkpoint, plan)
         routers = {i.layer: router_digest(checkpoint.read_router_rows(i.layer)) for i in plan.layers}
         write_json(out / "plan.json", plan_json(plan, routers))
         write_json(out / "retained_experts.json", retained_experts(plan, checkpoint.config.model_type))
         for name, content in plan.files.items():
             write_json(out / name, content)
         counts = {layer.layer: len(layer.groups) for layer in plan.layers}
+        check_backend(benchmarks, checkpoint, in_nf4, bool(gates), counts.values())
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
         ratio = _weights_ratio(budget, pruner)
     with ledger.stage("allocate") as cost:
-        allocating = walk("allocating", plan, stage.needs_data)
-        ratios = layer_ratios(stage, settings.allocation, budget, ratio, allocating, ledger.warn)
+        allocated = journal.find("allocate", Allocated)
+        if allocated is None:
+            allocating, said = walk("allocating", plan, stage.needs_data), list[str]()
+            ratios = layer_ratios(stage, settings.allocation, budget, ratio, allocating, said.append)
+            allocated = Allocated(ratios, said)
+            cost.forward_passes = allocating.forward_passes
+            journal.add("allocate", allocated, cost.forward_passes)
+        for warning in allocated.warnings:
+            ledger.warn(warning)
         if ratio == 0 and settings.allocation.measures:
             ledger.warn("the allocation has no effect: the weight stage has nothing to prune")
-        cost.forward_passes = allocating.forward_passes
     with ledger.stage("prune") as cost:
-        writer = CheckpointWriter(checkpoint, out / "checkpoint")
         pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
-        diagnostics = Diagnostics(stage.prunable)
-        pruning.edit = diagnostics.read(pruning.edit)
-        pruned = prune_layers(stage, ratios, pruning, writer, diagnostics.watch)
+        diagnostics = LayerDiagnostics(stage.prunable, found.seen)
+        pruning.edit = diagnostics.before(plan, checkpoint.read_layer)
+
+        def record(step: Step, pruned: PrunedLayer, shard: Shard) -> None:
+            index, passes = step.layer.index, step.passes / checkpoint.num_layers
+            journal.add("prune", FinishedLayer(index, shard, pruned, diagnostics.of(index)), passes)
+
+        pruned = prune_layers(stage, allocated.layers, pruning, writer, diagnostics.watch, found.pruned, record)
         cost.forward_passes = pruning.forward_passes
         for index, layer in enumerate(pruned):
             for warning in layer.warnings:
@@ -119,8 +155,12 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
                     f"starved={pruner.starved} applies; raise calibration.num_sequences"
                 )
     with ledger.stage("recover"):
-        to_train = PrunedOnDisk(checkpoint, plan, out, device, training_NT, settings.seed, ledger.warn)
-        recovery = settings.recovery.recover(to_train)
+        recovery = found.recovery.result if found.recovery else None
+        if recovery is None:
+            to_train = PrunedOnDisk(checkpoint, plan, out, device, training_NT, settings.seed, ledger.warn)
+            recovery = settings.recovery.recover(to_train)
+            if recovery is not None:
+                journal.add("recover", Recovered(recovery, writer.shards_now()))
     with ledger.stage("verify"):
         written = Checkpoint(out / "checkpoint", None)
         on_disk = count_written(written, scope)
@@ -128,21 +168,34 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         prove_it_runs(Walk(written, tokens.batches_BT[:1], device, "reloading", targets_BT=tokens.targets_BT[:1]))
         for warning in off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
             ledger.warn(warning)
+    with ledger.stage("export"):
+        made = Pruned(
+            source=checkpoint,
+            plan=plan,
+            folder=out / "checkpoint",
+            profile=out / "retained_experts.json",
+            weights_pruned=ratio > 0,
+            recovered=recovery is not None,
+            device=device,
+        )
+        exported = settings.export.export(made)
+        for note in exported["notes"] if exported else ():
+            ledger.warn(note)
     with ledger.stage("skip") as cost:
         gating = Walk(written, tokens.batches_BT, device, "measuring gates", targets_BT=tokens.targets_BT, held=held)
         thresholds = layer_thresholds(settings.skipping, gates, gating)
-        if thresholds and settings.save:
+        if thresholds and keep:
             ledger.warn("the written checkpoint does not skip: the thresholds are in report.json alone")
         cost.forward_passes = gating.forward_passes
     with ledger.stage("evaluate"):
-        model = load_pruned(out / "checkpoint", device, in_nf4)
-        held_in = memory(layers_of(model, written.family), written.outlines) if in_nf4 else []
-        check_memory(held_in)
-        with skip_experts(model, written.family, {i: threshold.beta for i, threshold in thresholds.items()}) as skips:
-            metrics = benchmarks.evaluate(model, tokenizer, device)
-        metrics_json = {key: asdict(metric) for key, metric in metrics.items()}
+        betas = {index: threshold.beta for index, threshold in thresholds.items()}
+        measured = evaluate_written(benchmarks, written, tokenizer, device, in_nf4, betas)
+        for warning in measured.warnings:
+            ledger.warn(warning)
+        metrics_json = {key: asdict(metric) for key, metric in measured.metrics.items()}
         write_json(out / "metrics.json", metrics_json)
 
+    journal.charge(ledger.costs)
     before = [layer.num_experts for layer in plan.layers]
     after = [len(layer.groups) for layer in plan.layers]
     report = {
@@ -157,18 +210,21 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         },
         "experts": {"before": before, "after": after, "ratio": 1 - sum(after) / sum(before)},
         "sparsity": sparsity,
-        "diagnostics": diagnostics.json([layer.measured for layer in ratios]),
+        "diagnostics": diagnostics.whole().json([layer.measured for layer in allocated.layers]),
         "recovery": recovery,
-        "skipping": skipping_json(thresholds, skips),
-        "memory": [asdict(part) for part in held_in],
+        "export": exported,
+        "skipping": skipping_json(thresholds, measured.skips),
+        "memory": [asdict(part) for part in measured.memory],
         "metrics": metrics_json,
         "cost": ledger.cost(),
         "warnings": ledger.warnings,
         "provenance": provenance(device, tokens.sha256),
     }
     write_json(out / "sparsity.json", sparsity)
+    if keep:
+        write_file(out / "checkpoint" / "README.md", [model_card(report, command_of(out)).encode()])
     write_json(out / "report.json", report)
-    if not settings.save:
+    if not keep:
         shutil.rmtree(out / "checkpoint")
     results_table([report]).show()
     try:
@@ -178,28 +234,17 @@ def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         write_json(out / "report.json", report)
 
 
-def _clear(out: Path) -> None:
-    """Removes what an interrupted run left behind; ValueError if the folder keeps a finished run's checkpoint."""
-    if (out / "report.json").exists() and (out / "checkpoint").exists():
+def _is_over(out: Path) -> bool:
+    """Whether the folder is a finished run's; ValueError if it keeps that run's checkpoint."""
+    over = (out / "report.json").exists()
+    if over and (out / "checkpoint").exists():
         raise ValueError(f"hydra.run.dir={out} keeps a finished run's checkpoint; delete it or choose another folder")
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    (out / "report.json").unlink(missing_ok=True)
-
-
-def _apply(plan: Plan | None) -> Any:
-    def edit(layer: MoELayer) -> None:
-        layer_plan = plan.of(layer.index) if plan else None
-        if layer_plan is not None:
-            layer.apply(layer_plan)
-
-    return edit
+    return over
 
 
 def _weights_ratio(budget: Budget, pruner: Any) -> float:
     """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
-    if not pruner.prunes:
-        return 0.0
-    return fixed_ratio(pruner.pattern) or budget.weights_ratio()
+    return (fixed_ratio(pruner.pattern) or budget.weights_ratio()) if pruner.prunes else 0.0
 
 
 def _print_budget(checkpoint: Checkpoint, budget: Budget, ratio: float, num_tokens: int) -> None:

@@ -4,6 +4,7 @@ Shapes: B sequences of a batch, T tokens, D hidden size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.scratch import IN_MEMORY, Spill
 from stun_exp.moe.layers import MoELayer
+from stun_exp.moe.plan import Plan
 from stun_exp.progress import track
 
 Held = Callable[[MoELayer], AbstractContextManager[None]]
@@ -28,9 +31,17 @@ def as_it_is(layer: MoELayer) -> Iterator[None]:
 class Step:
     """One decoder layer on the device, with the hidden states that reach it."""
 
-    def __init__(self, layer: MoELayer, hidden_BTD: list[Tensor], arguments: list[Arguments], held: Held = as_it_is):
+    def __init__(
+        self,
+        layer: MoELayer,
+        hidden_BTD: list[Tensor],
+        arguments: list[Arguments],
+        held: Held = as_it_is,
+        spill: Spill = IN_MEMORY,
+    ):
         self.layer = layer
         self.held = held
+        self.spill = spill
         self.hidden_BTD = hidden_BTD
         self._arguments = arguments
         self.outputs_BTD: list[Tensor] | None = None
@@ -46,10 +57,11 @@ class Step:
         num_experts / top_k ordinary passes.
         """
         self.outputs_BTD, self.handed_on = [], []
+        device = next(self.layer.module.parameters()).device
         with self.held(self.layer):
             for hidden, (args, kwargs) in zip(self.hidden_BTD, self._arguments, strict=True):
-                output = self.layer.module(hidden, *args, **kwargs)
-                self.outputs_BTD.append(output[0] if isinstance(output, tuple) else output)
+                output = self.layer.module(hidden.to(device), *args, **kwargs)
+                self.spill.keep(self.outputs_BTD, output[0] if isinstance(output, tuple) else output)
                 self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
         self.passes += passes
 
@@ -61,8 +73,9 @@ class Step:
 class Walk:
     """The layers of a checkpoint in order, each read, yielded, run on the calibration tokens and forgotten.
 
-    `edit` is applied to each layer as it is read (the expert stage). A layer that the caller changed (`Step.changed`)
-    or has not run is run again when the walk goes on, so the next layer sees what its predecessors have become.
+    Layers are read as `plan` leaves them, the next one while the caller works on one, and `edit` is applied to each. A
+    layer that the caller changed (`Step.changed`) or has not run is run again when the walk goes on, so the next layer
+    sees what its predecessors have become. Hidden states that take more room than `spill` allows lie in files.
     An encoder-decoder takes `targets_BT` besides: what its decoder reads of each batch. With `runs` off the layers are
     only read and yielded, for work that looks at weights alone. `held` says how the weights are held while a layer
     runs; the caller sees and changes the layer's own. `forward_passes` counts whole-model passes.
@@ -74,17 +87,20 @@ class Walk:
         tokens_BT: Sequence[Tensor],
         device: torch.device,
         what: str,
-        edit: Callable[[MoELayer], None] = lambda layer: None,
+        plan: Plan | None = None,
         runs: bool = True,
         targets_BT: Sequence[Tensor] = (),
         held: Held = as_it_is,
+        spill: Spill = IN_MEMORY,
     ):
         self.checkpoint = checkpoint
+        self.plan = plan
+        self.spill = spill
         self.tokens_BT = tokens_BT
         self.targets_BT = targets_BT
         self.device = device
         self.what = what
-        self.edit = edit
+        self.edit: Callable[[MoELayer], None] = lambda layer: None
         self.runs = runs
         self.held = held
         self.layer_passes = 0.0
@@ -94,19 +110,35 @@ class Walk:
         return self.layer_passes / self.checkpoint.num_layers
 
     def __iter__(self) -> Iterator[Step]:
+        # While a layer is at work the next one is read.
+        with ThreadPoolExecutor(1) as reader:
+            yield from self._steps(reader)
+
+    def _read(self, index: int) -> MoELayer:
+        return self.checkpoint.read_planned(index, self.plan.of(index) if self.plan else None)
+
+    def _layers(self, reader: Executor) -> Iterator[MoELayer]:
+        following = reader.submit(self._read, 0)
+        for index in track(range(self.checkpoint.num_layers), self.what):
+            layer = following.result()
+            if index + 1 < self.checkpoint.num_layers:
+                following = reader.submit(self._read, index + 1)
+            yield layer
+
+    def _steps(self, reader: Executor) -> Iterator[Step]:
         first = 0
         outputs_BTD: list[Tensor] = []
-        bar = track(range(self.checkpoint.num_layers), self.what)
+        layers = self._layers(reader)
         for stack in self.checkpoint.stacks:
             hidden_BTD: list[Tensor] = []
             arguments: list[list[Arguments]] = [[] for _ in stack]
             if self.runs:
                 hidden_BTD, arguments = self._first_inputs(first, len(stack), outputs_BTD)
             for number in range(len(stack)):
-                layer = self.checkpoint.read_layer(next(bar))
+                layer = next(layers)
                 self.edit(layer)
                 layer.module.to(self.device)
-                step = Step(layer, hidden_BTD, arguments[number], self.held)
+                step = Step(layer, hidden_BTD, arguments[number], self.held, self.spill)
                 yield step
                 # Nobody takes what the last layer of all gives; an encoder's last feeds the decoder.
                 if self.runs and step.outputs_BTD is None and layer.index + 1 < self.checkpoint.num_layers:
@@ -134,8 +166,9 @@ class Walk:
         recorders = []
         for index, path in enumerate(self.checkpoint.paths):
             outputs_BTD = before_BTD if index == first - 1 else ()
-            recorders.append(_Recorder(shell.get_submodule(path), num_outputs, outputs_BTD))
+            recorders.append(_Recorder(shell.get_submodule(path), num_outputs, outputs_BTD, self.spill))
             shell.set_submodule(path, recorders[-1])
+        recorders[first].keeps_inputs = True
         model = shell.base_model.to(self.device)
         for number, tokens in enumerate(self.tokens_BT):
             targets = {"decoder_input_ids": self.targets_BT[number].to(self.device)} if self.targets_BT else {}
@@ -159,10 +192,12 @@ def _with(call: Arguments, handed: Mapping[int, Any]) -> Arguments:
 class _Recorder(nn.Module):
     """Stands in for a layer: keeps its arguments, and hands on its input, or what it is told that the layer gives."""
 
-    def __init__(self, layer: nn.Module, num_outputs: int, outputs_BTD: Sequence[Tensor] = ()):
+    def __init__(self, layer: nn.Module, num_outputs: int, outputs_BTD: Sequence[Tensor], spill: Spill):
         super().__init__()
+        self.spill = spill
         self.calls: list[Arguments] = []
         self.inputs_BTD: list[Tensor] = []
+        self.keeps_inputs = False
         self.num_outputs = num_outputs
         self.outputs_BTD = outputs_BTD
         for name, value in vars(layer).items():  # models look at attributes of their layers, its type of attention, say
@@ -170,7 +205,8 @@ class _Recorder(nn.Module):
                 setattr(self, name, value)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given = self.outputs_BTD[len(self.calls)] if self.outputs_BTD else hidden_states
+        given = self.outputs_BTD[len(self.calls)].to(hidden_states.device) if self.outputs_BTD else hidden_states
         self.calls.append((args, kwargs))
-        self.inputs_BTD.append(hidden_states)
+        if self.keeps_inputs:
+            self.spill.keep(self.inputs_BTD, hidden_states)
         return (given, *[None] * (self.num_outputs - 1)) if self.num_outputs > 1 else given

@@ -59,7 +59,7 @@ def skipping_json(thresholds: Mapping[int, Threshold], skips: Mapping[int, Skip]
                 "layer": index,
                 "beta": threshold.beta,
                 "calibration": threshold.calibration,
-                "evaluation": skips[index].share(),
+                "evaluation": skips[index].share() if index in skips else None,
             }
             for index, threshold in thresholds.items()
         ],

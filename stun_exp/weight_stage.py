@@ -1,8 +1,9 @@
 """The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from stun_exp.allocation.protocol import Allocation, Saliencies
 from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
 from stun_exp.budget import Budget, Scope, kinds_in_scope
+from stun_exp.disk.shards import Shard
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.inputs import InputStatistics, SharedInputs
 from stun_exp.moe.layers import Matrix, MoELayer
@@ -249,12 +251,23 @@ def prune_layers(
     walk: Walk,
     writer: CheckpointWriter,
     watch: Callable[[Step], AbstractContextManager[object]] = nullcontext,
+    finished: Mapping[int, PrunedLayer] = MappingProxyType({}),
+    done: Callable[[Step, PrunedLayer, Shard], None] = lambda step, pruned, shard: None,
 ) -> list[PrunedLayer]:
-    """Prunes and writes layer after layer, each in a block that `watch` makes for it."""
-    pruned = []
-    for step, layer_ratios in zip(walk, ratios, strict=True):
-        with watch(step):
-            pruned.append(stage.prune_(step, layer_ratios))
-        writer.write_layer(step.layer)
+    """Prunes and writes layer after layer, each in a block that `watch` makes for it, and says so to `done`.
+
+    What is `finished` was written earlier. It is run as it is on disk where what comes after it wants its outputs, and
+    not pruned again.
+    """
+    pruned = dict(finished)
+    missing = [index for index in range(len(ratios)) if index not in finished]
+    for step in walk if missing else ():
+        layer = step.layer
+        if layer.index in missing:
+            with watch(step):
+                pruned[layer.index] = stage.prune_(step, ratios[layer.index])
+            done(step, pruned[layer.index], writer.write_layer(layer))
+        elif walk.runs and stage.pruner.inputs == "pruned":
+            writer.restore_(layer)
     writer.finish()
-    return pruned
+    return [pruned[index] for index in range(len(ratios))]

@@ -1,16 +1,21 @@
-"""lm-evaluation-harness on the bundled tasks, with a random model: what is asked, is run and is written down."""
+"""lm-evaluation-harness on the bundled tasks: what is asked, is run and is written down; of what lies on disk."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import load_pruned
-from stun_exp.evaluation import BUNDLED, Benchmark, LMEval, NoEvaluation
+from stun_exp.evaluation import BUNDLED, Benchmark, LMEval, NoEvaluation, Prepared
+from stun_exp.evaluation_stage import Evaluation, check_backend, evaluate_written
 from stun_exp.toy import WEIGHTS
 
 CPU = torch.device("cpu")
@@ -21,9 +26,10 @@ def toy() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
 
 
-def one(task: str, shots: int, metric: str, include: str | None = BUNDLED) -> LMEval:
+def one(task: str, shots: int, metric: str, include: str | None = BUNDLED, **how: Any) -> LMEval:
     benchmark = Benchmark(task=task, include=include, num_fewshot=shots, metric=metric)
-    return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4)
+    how = {"backend": "hf", "device_map": "none"} | how
+    return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4, **how)
 
 
 def test_none_measures_nothing(toy: PreTrainedModel) -> None:
@@ -115,7 +121,7 @@ def seq2seq_task(folder: Path, settings: str, rows: list[dict[str, Any]]) -> LME
     )
     metric = "exact_match,none" if "exact_match" in settings else "acc,none"
     benchmark = Benchmark(task="own", include=str(folder), num_fewshot=0, metric=metric)
-    return LMEval(benchmarks={"own": benchmark}, limit=None, batch_size=3)
+    return LMEval(benchmarks={"own": benchmark}, limit=None, batch_size=3, backend="hf", device_map="none")
 
 
 QUESTIONS = [list(range(first, first + 2 + first % 5)) for first in range(1, 9)]
@@ -177,6 +183,160 @@ def test_an_encoder_decoder_generates_from_the_source(translator: tuple[PreTrain
     assert metrics["own/exact_match,none"].value == 1
 
 
+# --- What is measured is what was written
+
+
+def written_figures(folder: Path, device: torch.device = CPU, nf4: bool = False, **how: Any) -> Evaluation:
+    """Of the checkpoint in a folder: the perplexity of four texts, which any change of the weights moves."""
+    benchmarks = one("toy_text", 0, "word_perplexity,none", **how).prepare()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return evaluate_written(benchmarks, Checkpoint(folder, None), tokenizer, device, nf4, {})
+
+
+def flip_bit(file: Path, key: str) -> None:
+    """The lowest exponent bit of a tensor's first number, a bfloat16: it doubles, or halves."""
+    content = bytearray(file.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    first, _ = json.loads(content[8 : 8 + length])[key]["data_offsets"]
+    content[8 + length + first] ^= 0x80
+    file.write_bytes(content)
+
+
+def test_one_bit_on_disk_is_seen_in_the_figures(tmp_path: Path) -> None:
+    """Guards against an evaluation of a model that is still in memory, or of the source."""
+    folder = Path(copytree(WEIGHTS, tmp_path / "written"))
+    before, again = written_figures(folder), written_figures(folder)
+    assert before.metrics == again.metrics
+    flip_bit(folder / "model.safetensors", "model.norm.weight")
+    after = written_figures(folder)
+    name = "toy_text/word_perplexity,none"
+    assert after.metrics.keys() == before.metrics.keys()
+    assert after.metrics[name].value != before.metrics[name].value
+
+
+def test_in_4_bits_the_figures_differ_and_the_memory_is_told() -> None:
+    full, packed = written_figures(WEIGHTS), written_figures(WEIGHTS, nf4=True)
+    assert not full.memory
+    assert [part.part for part in packed.memory] == ["attention", "mlp", "experts", "rest"]
+    name = "toy_text/word_perplexity,none"
+    assert packed.metrics[name].value != full.metrics[name].value
+    assert packed.metrics[name].value == pytest.approx(full.metrics[name].value, rel=0.2)
+
+
+def test_without_benchmarks_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model larger than the device is pruned all the same."""
+    monkeypatch.delattr("stun_exp.evaluation_stage.load_pruned")
+    written = Checkpoint(WEIGHTS, None)
+    assert evaluate_written(NoEvaluation().prepare(), written, None, CPU, True, {0: 0.5}) == Evaluation()
+
+
+# --- Several devices
+
+
+def test_on_the_cpu_a_device_map_says_that_it_does_nothing() -> None:
+    plain, mapped = written_figures(WEIGHTS), written_figures(WEIGHTS, device_map="auto")
+    assert mapped.warnings == ["eval.device_map=auto has no effect: the model runs on the CPU"]
+    assert (mapped.metrics, plain.warnings) == (plain.metrics, [])
+
+
+def test_layers_in_host_memory_give_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through lm-eval, which asks the model where its inputs go. CPU stands for the GPU, "cpu" for the host."""
+    names = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = dict.fromkeys(names, CPU) | {f"model.layers.{index}": "cpu" for index in (1, 2, 3)}
+    monkeypatch.setattr("stun_exp.evaluation_stage.find_places", lambda *_: places)
+    parted = written_figures(WEIGHTS, torch.device("cuda"), device_map="auto")
+    assert parted.metrics == written_figures(WEIGHTS).metrics
+    [warning] = parted.warnings
+    assert warning.startswith("eval.device_map=auto: 3 of 4 layers lie in host memory")
+
+
+def test_a_first_gpu_that_takes_everything_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+
+    def load(path: Path, device: torch.device, nf4: bool, places: Any) -> PreTrainedModel:
+        loaded.append(places)
+        return load_pruned(path, CPU, nf4)
+
+    monkeypatch.setattr("stun_exp.evaluation_stage.load_pruned", load)
+    for places in ({"": 0}, {"": 1}):
+        monkeypatch.setattr("stun_exp.evaluation_stage.find_places", lambda *_, places=places: places)
+        warnings = written_figures(WEIGHTS, torch.device("cuda"), device_map="auto").warnings
+        assert bool(warnings) == (places == {"": 0})
+    assert loaded == [None, {"": 1}]  # the default GPU is not the one with room
+
+
+# --- vLLM, which is not here: a stand-in takes its place in lm-eval
+
+
+@pytest.fixture
+def vllm_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What lm-eval's vLLM backend is called with; stock transformers reads the folder in its stead."""
+    from lm_eval.models.huggingface import HFLM
+
+    calls: list[dict[str, Any]] = []
+
+    class VLLM(HFLM):
+        def __init__(self, **arguments: Any) -> None:
+            calls.append(arguments)
+            super().__init__(arguments["pretrained"], dtype=arguments["dtype"], device="cpu", batch_size=4)
+
+    monkeypatch.setattr("stun_exp.evaluation.find_spec", lambda name: name == "vllm" or None)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=VLLM))
+    return calls
+
+
+def test_vllm_reads_the_written_folder_by_itself(
+    vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the dtype on disk: left to choose, it would run 32 bits in 16. The figures are those of transformers."""
+    expected = written_figures(WEIGHTS).metrics
+    monkeypatch.delattr("stun_exp.evaluation_stage.load_pruned")
+    measured = written_figures(WEIGHTS, backend="vllm")
+    assert vllm_calls == [{"pretrained": str(WEIGHTS), "dtype": "bfloat16", "tensor_parallel_size": 1}]
+    assert measured.metrics.keys() == expected.keys()
+    for name, figure in measured.metrics.items():
+        assert figure.value == pytest.approx(expected[name].value, rel=1e-3)
+
+
+@pytest.mark.parametrize(("device_map", "used"), [("none", 1), ("auto", 4)])
+def test_vllm_takes_one_gpu_or_all(
+    vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("stun_exp.evaluation._run", lambda *_: {})
+    written_figures(WEIGHTS, backend="vllm", device_map=device_map)
+    assert [call["tensor_parallel_size"] for call in vllm_calls] == [used]
+
+
+def test_vllm_that_is_not_installed_stops_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stun_exp.evaluation.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"eval.backend=vllm: vLLM is not installed.*pass eval.backend=hf"):
+        one("toy_arc", 0, "acc,none", backend="vllm").prepare()
+
+
+@pytest.mark.parametrize(
+    ("family", "nf4", "skips", "counts", "why"),
+    [
+        ("nllb-moe", False, False, (), "nllb-moe is an encoder-decoder"),
+        ("mixtral", True, False, (), "model.load=nf4"),
+        ("mixtral", False, True, (), "skipping=none"),
+        ("mixtral", False, False, (4, 3, 4), "the plan keeps 3 to 4 experts in a layer"),
+    ],
+)
+def test_what_vllm_cannot_run_is_refused_by_name(
+    family: str, nf4: bool, skips: bool, counts: tuple[int, ...], why: str, tiny_model: Callable[[str], Path]
+) -> None:
+    source = Checkpoint(tiny_model(family), None)
+    with pytest.raises(ValueError, match=f"eval.backend=vllm: .*{why}.*eval.backend=hf"):
+        check_backend(Prepared((), backend="vllm"), source, nf4, skips, counts)
+    check_backend(Prepared(()), source, nf4, skips, counts)
+
+
+def test_what_vllm_can_run_passes(mixtral: Checkpoint) -> None:
+    for counts in ((), (4, 4, 4)):
+        check_backend(Prepared((), backend="vllm"), mixtral, nf4=False, skips=False, counts=counts)
+
+
 @pytest.mark.slow
 def test_the_bundled_model_knows_its_world(toy: PreTrainedModel) -> None:
     """What pruning can lose must be there first: 85 % of the maths, 80 % of each choice task, over 200 items each."""
@@ -192,6 +352,8 @@ def test_the_bundled_model_knows_its_world(toy: PreTrainedModel) -> None:
         },
         limit=None,
         batch_size=32,
+        backend="hf",
+        device_map="none",
     )
     metrics = evaluation.prepare().evaluate(toy, AutoTokenizer.from_pretrained(WEIGHTS), CPU)
     for benchmark in evaluation.benchmarks.values():

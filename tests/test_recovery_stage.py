@@ -80,7 +80,7 @@ def go(run_with: Callable[..., dict[str, Any]], mixtral: Checkpoint, text: Path)
 def test_a_killed_run_started_again_ends_as_if_it_had_not_been(
     go: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run prunes once more, finds the same checkpoint, and goes on training; the total is counted afterwards."""
+    """The run finds the pruned layers, and goes on training; the total is counted afterwards."""
     whole = go(tmp_path / "whole")
     assert whole["sparsity"]["achieved"] == pytest.approx(0.5, abs=0.001)
     assert whole["recovery"]["steps"] == 18

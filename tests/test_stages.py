@@ -23,7 +23,6 @@ from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun import STUN
-from stun_exp.moe.layers import MoELayer
 from stun_exp.stages import even_counts, missed_ratio, plan_experts
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
@@ -81,19 +80,14 @@ class Pruned:
         walks = [Walk(source, batches_BT, CPU, what) for what in ("choosing experts", "full model")]
         self.plan = plan_experts(source, experts, *walks)
 
-        def regroup(layer: MoELayer) -> None:
-            plan = self.plan.of(layer.index)
-            if plan is not None:
-                layer.apply(plan)
-
         kept = {layer.layer: len(layer.groups) for layer in self.plan.layers}
         self.budget = budget_of(source, kept, sparsity, scope, weights.attention)
         stage = WeightStage(weights, scope)
-        self.allocating = Walk(source, batches_BT, CPU, "allocating", regroup)
+        self.allocating = Walk(source, batches_BT, CPU, "allocating", self.plan)
         self.ratios = layer_ratios(
             stage, allocation or Uniform(), self.budget, self.budget.weights_ratio(), self.allocating
         )
-        self.pruning = Walk(source, batches_BT, CPU, "pruning", regroup)
+        self.pruning = Walk(source, batches_BT, CPU, "pruning", self.plan)
         prune_layers(stage, self.ratios, self.pruning, CheckpointWriter(source, out))
         self.written = Checkpoint(out, None)
         self.scope: Scope = scope

@@ -84,7 +84,8 @@ def test_a_changed_layers_new_outputs_feed_the_next(checkpoint: Checkpoint, toke
 
 
 def test_an_edit_is_applied_before_the_layer_runs(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
-    walk = Walk(mixtral, [tokens_BT], CPU, "test", lambda layer: layer.regroup([[0], [4]]))
+    walk = Walk(mixtral, [tokens_BT], CPU, "test")
+    walk.edit = lambda layer: layer.regroup([[0], [4]])
     assert [step.layer.num_experts for step in walk] == [2, 2, 2]
     assert mixtral.outline(0).num_experts == 6
 

@@ -37,6 +37,8 @@ class Architecture:
         self.dtype = dtype or own_dtype
         register()
         self.config = CONFIG_MAPPING[self.family.model_type].from_dict(self.raw)
+        # For other readers: experts_per_layer says the same, and a stock model cannot be built of unequal layers.
+        self.config.per_layer_config = None
 
     def _config_dtype(self) -> torch.dtype:
         name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32")

@@ -1,6 +1,6 @@
 """A model folder on disk, read one decoder layer at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +12,26 @@ from transformers import PreTrainedModel
 from stun_exp.disk.architecture import Architecture
 from stun_exp.disk.dequantise import packing_of
 from stun_exp.disk.keys import Keys
-from stun_exp.disk.shards import find_shards, read_tensors
+from stun_exp.disk.scratch import mapped
+from stun_exp.disk.shards import each_tensor, find_shards
 from stun_exp.moe.layers import MoELayer
+from stun_exp.moe.plan import LayerPlan
 
 
 class Checkpoint(Architecture):
     """A Hugging Face folder of safetensors, quantised or not, read a layer at a time in one dtype."""
 
-    def __init__(self, path: Path, dtype: torch.dtype | None):
+    def __init__(self, path: Path, dtype: torch.dtype | None, scratch: Path | None = None):
         """Reads config and index, no weights. `dtype` None keeps the one on disk.
+
+        With `scratch` the experts of a layer that is read lie in a file there, which the system pages in and out, and
+        not in memory: a layer may be larger than that.
 
         ValueError for a family, format or quantisation that is not supported and for keys that are not those of the
         architecture, FileNotFoundError for what is missing.
         """
         super().__init__(path, dtype)
+        self.scratch = scratch
         self.keeps_dtype = dtype is None
         self.files = find_shards(path)
         self.packing = packing_of(self.raw, path)
@@ -39,15 +45,68 @@ class Checkpoint(Architecture):
     def keys(self) -> Keys:
         return Keys(self, self.stored)
 
-    def read_layer(self, index: int) -> MoELayer:
-        """One decoder layer with its weights, on the CPU; a fresh copy at each call."""
-        module = deepcopy(self.outline(index).module)
-        prefix = f"{self.paths[index]}."
-        tensors = self.keys.convert(self._read(self.keys.by_layer[index]))
-        _compute_buffers(self.skeleton, module)
-        inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        _fill(module, inside, f"{self.path}: layer {index}")
-        return MoELayer(module, index, self.family)
+    def read_layer(self, index: int, experts: Sequence[int] | None = None) -> MoELayer:
+        """One layer with its weights, on the CPU, a fresh copy at each call; with all experts or those named."""
+        layer = MoELayer(deepcopy(self.outline(index).module), index, self.family)
+        if experts is not None and list(experts) != list(range(layer.num_experts)):
+            layer.resize(len(experts))
+        else:
+            experts = range(layer.num_experts)
+        _compute_buffers(self.skeleton, layer.module)
+        tensors = self._layer_tensors(layer, experts)
+        _fill(layer.module, tensors, f"{self.path}: layer {index}")
+        return layer
+
+    def read_planned(self, index: int, plan: LayerPlan | None) -> MoELayer:
+        """One layer as the expert stage leaves it: experts that go are not read, unless others are made of them."""
+        if plan is None or any(len(group) > 1 for group in plan.groups):
+            layer = self.read_layer(index)
+            if plan is not None:
+                layer.apply(plan)
+            return layer
+        self.outline(index).check_groups(plan.groups)
+        return self.read_layer(index, [expert for (expert,) in plan.groups])
+
+    def _layer_tensors(self, layer: MoELayer, experts: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of a layer by their names inside it, experts put straight into their places."""
+        prefix = f"{self.paths[layer.index]}."
+        places = {expert: place for place, expert in enumerate(experts)}
+        shapes = {prefix + name: tensor for name, tensor in layer.module.state_dict().items()}
+        single: dict[str, Tensor] = {}
+        fused: dict[str, Tensor] = {}
+        keys = self.keys.by_layer[layer.index]
+        wanted = [key for key in keys if self.keys.expert_of(key) in {None, *places}]
+        for key, tensor in self._each(wanted):
+            slot = self.keys.slot(key)
+            if slot is None:
+                single[key] = tensor
+                continue
+            if slot.target not in fused:
+                fused[slot.target] = self._allocate(shapes[slot.target])
+            place = fused[slot.target][places[slot.expert]].chunk(slot.parts)[slot.part]
+            if place.shape != tensor.shape:
+                raise ValueError(
+                    f"{self.path}, {key}: on disk {tuple(tensor.shape)}, in the architecture {tuple(place.shape)}; "
+                    "config and weights disagree"
+                )
+            place.copy_(tensor)
+        for name, tensor in self.keys.convert(single).items():
+            fused[name] = self._of_experts(layer, name.removeprefix(prefix), tensor, experts)
+        return {name.removeprefix(prefix): tensor for name, tensor in fused.items()}
+
+    def _of_experts(self, layer: MoELayer, name: str, tensor: Tensor, experts: Sequence[int]) -> Tensor:
+        """Of a tensor that holds all experts, in whichever dimension, the entries of those that are read."""
+        total = self.outline(layer.index).num_experts
+        router = name.removeprefix(f"{layer.router_path}.") in self.family.router_rows
+        if len(experts) == total or not (router or name.startswith(f"{layer.block_path}.experts.")):
+            return tensor
+        return tensor.index_select(0 if len(tensor) == total else 1, torch.tensor(experts))
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        """Room for a fused tensor, in memory or in a file that goes with it."""
+        if self.scratch is None:
+            return torch.empty(like.shape, dtype=like.dtype)
+        return mapped(self.scratch, like.shape, like.dtype)
 
     def read_router_rows(self, index: int) -> Tensor:
         """One layer's router, (experts, hidden size), and nothing else of the layer."""
@@ -72,15 +131,15 @@ class Checkpoint(Architecture):
 
     def _read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors under their names on disk, in the dtype of this checkpoint."""
-        keys = {name: self.stored[name] for name in names}
-        raw = read_tensors(self.files, (key for parts in keys.values() for key in parts))
-        tensors = {}
-        for name, parts in keys.items():
+        return {name: tensor.clone() for name, tensor in self._each(names)}
+
+    def _each(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensor after tensor under its name on disk, in the dtype of this checkpoint; it may be a view of its file."""
+        for name, stored in each_tensor(self.files, {name: self.stored[name] for name in names}):
             target = self.keys.target(name)
-            if len(parts) == 1:
-                self._check_dtype(name, target, raw[name])
-            tensors[name] = self.packing.unpack(name, {key: raw.pop(key) for key in parts}, self.dtype_of(target))
-        return tensors
+            if len(stored) == 1:
+                self._check_dtype(name, target, stored[name])
+            yield name, self.packing.unpack(name, stored, self.dtype_of(target))
 
     def _check_dtype(self, name: str, target: str, tensor: Tensor) -> None:
         """ValueError if the dtype on disk is to be kept, and is not the one that the config says.

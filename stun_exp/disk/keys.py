@@ -7,11 +7,13 @@ whole model.
 import re
 from collections.abc import Iterable, Mapping, Set
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     rename_source_key,
@@ -26,6 +28,21 @@ _TABLES = "rotary_emb.inv_freq"
 """Tables that old checkpoints carry, and that are computed."""
 
 
+_STACKED = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
+"""Conversions that put matrices of experts beside one another and change nothing in them."""
+
+
+class Slot(NamedTuple):
+    """A place in a fused tensor."""
+
+    target: str
+    """The tensor's name in memory."""
+    expert: int
+    part: int
+    """Gate before up, where both are fused."""
+    parts: int
+
+
 class Keys:
     """The keys of a checkpoint, sorted by layer, and what becomes of each."""
 
@@ -37,6 +54,7 @@ class Keys:
         self.unused: dict[str, list[str]] = {}
         """What the architecture does not run, by the name of the part: layers that predict further tokens."""
         self._targets: dict[str, str] = {}
+        self._parts: dict[str, tuple[int, int] | None] = {}
         skeleton = architecture.skeleton
         transforms = getattr(skeleton, "_weight_conversions", None)
         if transforms is None:
@@ -96,6 +114,29 @@ class Keys:
         """The keys of the tensor called `name` inside a layer."""
         whole = f"{self.architecture.paths[layer]}.{name}"
         return [key for key in self.by_layer[layer] if self.target(key) == whole]
+
+    def slot(self, key: str) -> "Slot | None":
+        """Where in a fused tensor the matrix of one expert goes; None for a key that becomes a tensor by itself."""
+        pattern = _EXPERT.sub(r"\g<1>0.", key) if "experts." in key else key
+        if pattern not in self._parts:
+            self._parts[pattern] = self._part(pattern)
+        match, part = _EXPERT.search(key), self._parts[pattern]
+        return None if match is None or part is None else Slot(self.target(key), int(match[2]), *part)
+
+    def _part(self, pattern: str) -> tuple[int, int] | None:
+        """Which of the stacked parts of its expert a key is, and of how many; None if it takes more than stacking."""
+        _, source = rename_source_key(pattern, self._renamings, self._converters)
+        for converter in self._converters:
+            if source in converter.source_patterns:
+                kinds = [(type(op), op.dim) for op in converter.operations if hasattr(op, "dim")]
+                stacks = len(kinds) == len(converter.operations) and kinds in _STACKED
+                return (converter.source_patterns.index(source), len(converter.source_patterns)) if stacks else None
+        return None
+
+    def expert_of(self, key: str) -> int | None:
+        """The expert that a key belongs to, by its name."""
+        match = _EXPERT.search(key) if "experts." in key else None
+        return int(match[2]) if match else None
 
     def check(self, source: str) -> None:
         """ValueError if the keys are not those of the architecture: too few or too many experts, or another tensor."""

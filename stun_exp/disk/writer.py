@@ -1,69 +1,126 @@
 """Write a pruned copy of a checkpoint, one shard a layer, under the keys that its owners use."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile, disk_usage
-
-from torch import Tensor
+from shutil import disk_usage
+from typing import Any
 
 from stun_exp.disk.architecture import EXPERTS_PER_LAYER
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.shards import INDEX, read_json, write_shard
+from stun_exp.disk.shards import INDEX, Shard, digest_of, each_tensor, read_json, sync_folder, write_file, write_shard
 from stun_exp.moe.layers import MoELayer
+
+CARRIED = {".json", ".txt", ".model", ".jinja"}
+"""Endings of what comes along beside the weights: tokenizer, generation config."""
+TERMS = ("LICEN", "NOTICE", "USE_POLICY", "COPYING")
+"""How the names begin of the files that say under which terms the model may be used."""
 
 
 class CheckpointWriter:
     """Writes a pruned copy of a checkpoint, one shard a decoder layer, under stock per-expert keys."""
 
-    def __init__(self, source: Checkpoint, path: Path):
-        """Creates the folder; OSError if the disk cannot take an unpruned copy."""
+    def __init__(self, source: Checkpoint, path: Path, finished: Mapping[int, Shard] | None = None):
+        """Creates the folder, or goes on with it; OSError if the disk cannot take what is missing, unpruned.
+
+        `finished` are the shards, by layer, that lie there as they should (what is outside the layers has the number
+        after the last layer's): all else is removed. None is a folder that must not be there yet.
+        """
         self.source = source
         self.path = path
-        needed = sum(tensor.numel() for tensor in source.skeleton.state_dict().values()) * source.dtype.itemsize
-        free = disk_usage(path.parent).free
+        self.shards = dict(finished or {})
+        """Of each layer that is written; last that of what lies outside the layers."""
+        self._check_space()
+        path.mkdir(exist_ok=finished is not None)
+        sync_folder(path.parent)
+        keep = {shard.name for shard in self.shards.values()}
+        (path / INDEX).unlink(missing_ok=True)  # first of all: a folder with an index is whole
+        for file in path.iterdir():
+            if file.name not in keep:
+                file.unlink()
+
+    def _check_space(self) -> None:
+        finished = tuple(f"{path}." for index, path in enumerate(self.source.paths) if index in self.shards)
+        missing = {name: t for name, t in self.source.skeleton.state_dict().items() if not name.startswith(finished)}
+        needed = sum(tensor.numel() for tensor in missing.values()) * self.source.dtype.itemsize
+        free = disk_usage(self.path.parent).free
         if free < needed:
             raise OSError(
-                f"{path}: the checkpoint needs up to {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; "
-                "free some space or choose another disk with hydra.run.dir=DIR"
+                f"{self.path}: the checkpoint needs up to {needed / 1e6:,.1f} MB{' more' if finished else ''} and "
+                f"{free / 1e6:,.1f} MB are free; free some space or choose another disk with hydra.run.dir=DIR"
             )
-        path.mkdir()
-        self.weight_map: dict[str, str] = {}
-        self.total_size = 0
-        self.experts_per_layer: list[int] = []
 
-    def write_layer(self, layer: MoELayer) -> None:
-        """Writes one layer; layers must come in order."""
-        assert layer.index == len(self.experts_per_layer)
-        prefix = f"{self.source.paths[layer.index]}."
-        state = {prefix + name: tensor.detach().cpu() for name, tensor in layer.module.state_dict().items()}
-        self._write(layer.index, self.source.keys.revert(state))
-        self.experts_per_layer.append(layer.num_experts)
+    def write_layer(self, layer: MoELayer) -> Shard:
+        """The shard of one layer, which is on disk when this returns."""
+        prefix = self._prefix(layer)
+        state = {prefix + name: tensor for name, tensor in layer.module.state_dict().items()}
+        shard = write_shard(self._file(layer.index), self.source.keys.revert(state))
+        self.shards[layer.index] = replace(shard, num_experts=layer.num_experts)
+        return self.shards[layer.index]
+
+    def restore_(self, layer: MoELayer) -> None:
+        """Puts the written weights of a layer in the place of its own, which are those before the second stage."""
+        shard, prefix, keys = self.shards[layer.index], self._prefix(layer), self.source.keys
+        own = {prefix + name: tensor for name, tensor in layer.module.state_dict().items()}
+        files, single = dict.fromkeys(shard.keys, self.path / shard.name), {}
+        for key, stored in each_tensor(files, {key: [key] for key in shard.keys}):
+            slot = keys.slot(key)
+            if slot is None:
+                single[key] = stored[key]
+            else:
+                own[slot.target][slot.expert].chunk(slot.parts)[slot.part].copy_(stored[key])
+        for name, tensor in keys.convert(single).items():
+            own[name].copy_(tensor)
 
     def finish(self) -> None:
-        """Writes what lies outside the layers, the index (last of the weights), config and tokenizer."""
-        self._write(self.source.num_layers, self.source.read_rest())
-        index = {"metadata": {"total_size": self.total_size}, "weight_map": self.weight_map}
-        (self.path / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        """Writes what lies outside the layers, tokenizer, licence and config, and then the index: the folder is whole.
+
+        Until the index is there, nobody takes the folder for a checkpoint.
+        """
+        last = self.source.num_layers
+        if last not in self.shards:
+            self.shards[last] = write_shard(self._file(last), self.source.read_rest())
         for file in self.source.path.iterdir():
-            carried = file.suffix in {".json", ".txt", ".model", ".jinja"}
-            if carried and file.name != "config.json" and not file.name.endswith(".index.json"):
-                copyfile(file, self.path / file.name)
+            terms = file.name.upper().startswith(TERMS)
+            carried = file.suffix in CARRIED and file.name != "config.json" and not file.name.endswith(".index.json")
+            if file.is_file() and (terms or carried):
+                write_file(self.path / file.name, [file.read_bytes()])
+        self._write_json("config.json", self._config())
+        shards = [self.shards[number] for number in range(last + 1)]
+        weight_map = {key: shard.name for shard in shards for key in shard.keys}
+        total = {"total_size": sum(shard.size for shard in shards)}
+        self._write_json(INDEX, {"metadata": total, "weight_map": weight_map})
+
+    def shards_now(self) -> dict[int, Shard]:
+        """The shards by number, with the checksums of what is in them now: a recovery writes other weights."""
+        return {
+            number: replace(shard, sha256=digest_of(self.path / shard.name) or "")
+            for number, shard in self.shards.items()
+        }
+
+    def _config(self) -> dict[str, Any]:
         config = read_json(self.source.path / "config.json")
         config.pop("torch_dtype", None)
-        config.pop("quantization_config", None)
+        for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
+            config.pop(key, None)
         config["dtype"] = str(self.source.dtype).removeprefix("torch.")
         # A training setting: it costs memory in every pass, and fails on layers of different sizes.
         config["output_router_logits"] = False
-        counts = [count for count in self.experts_per_layer if count]
-        if len(set(counts)) == 1:
+        counts = [self.shards[index].num_experts for index in range(self.source.num_layers)]
+        if len(set(counts) - {0}) == 1:
             for part, key in self.source.count_keys(config):
-                part[key] = counts[0]
+                part[key] = max(counts)
             config.pop(EXPERTS_PER_LAYER, None)
         else:
-            config[EXPERTS_PER_LAYER] = self.experts_per_layer
-        (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+            config[EXPERTS_PER_LAYER] = counts
+        return config
 
-    def _write(self, number: int, tensors: dict[str, Tensor]) -> None:
-        name = f"model-{number + 1:05d}-of-{self.source.num_layers + 1:05d}.safetensors"
-        self.total_size += write_shard(self.path / name, tensors)
-        self.weight_map |= dict.fromkeys(tensors, name)
+    def _write_json(self, name: str, content: Any) -> None:
+        write_file(self.path / name, [(json.dumps(content, indent=1) + "\n").encode()])
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"model-{number + 1:05d}-of-{self.source.num_layers + 1:05d}.safetensors"
+
+    def _prefix(self, layer: MoELayer) -> str:
+        return f"{self.source.paths[layer.index]}."

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stun_exp.moe.align import align
+from stun_exp.moe import surgery
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.plan import LayerPlan
 
@@ -96,19 +96,19 @@ class MoELayer:
         return per_group * self.num_groups
 
     def router_rows_ED(self) -> Tensor:
-        return self._router_tensors()[self.family.router_rows[0]].detach()
+        return self.router_tensors()[self.family.router_rows[0]].detach()
 
     def expert_weights(self, experts: Sequence[int]) -> Tensor:
         """The named experts' parameters in fp32, each flattened to one row: (len(experts), weights of an expert)."""
         index = torch.tensor(experts, device=self.experts.down_proj.device)
-        rows = [tensor.detach()[index].flatten(1).float() for tensor in self._expert_tensors().values()]
+        rows = [tensor.detach()[index].flatten(1).float() for tensor in self.expert_tensors().values()]
         return torch.cat(rows, dim=1)
 
     def parameters_per_expert(self) -> int:
         """Everything that goes when an expert goes: its matrices, biases and router rows."""
         if not self.is_moe:
             return 0
-        tensors = (*self._expert_tensors().values(), *self._router_tensors().values())
+        tensors = (*self.expert_tensors().values(), *self.router_tensors().values())
         return sum(tensor.numel() // self.num_experts for tensor in tensors)
 
     def matrices(self) -> Iterator[Matrix]:
@@ -151,51 +151,21 @@ class MoELayer:
         the hidden units of every member are first matched to those of expert `align_to[i]`. ValueError if fewer groups
         remain than the router must choose (`top_k`), or if a group-limited router's groups become unequal.
         """
+        self.check_groups(groups)
+        if groups != [[expert] for expert in range(self.num_experts)]:
+            surgery.regroup_(self, groups, weights, align_to)
+
+    def resize(self, num_experts: int) -> None:
+        """Makes room for `num_experts` experts of the same shape, without weights: for a layer that is read later."""
+        surgery.resize_(self, num_experts)
+
+    def check_groups(self, groups: Sequence[Sequence[int]]) -> None:
+        """ValueError unless the router can work with an expert for each of the groups."""
         if len(groups) < self.min_experts:
             raise ValueError(
                 f"layer {self.index}: {len(groups)} of {self.num_experts} experts would remain; "
                 f"the router needs {self.min_experts} (top_k={self.top_k}); remove fewer experts"
             )
-        if groups == [[expert] for expert in range(self.num_experts)]:
-            return
-        self._check_groups(groups)
-        shares = weights or [[1 / len(group)] * len(group) for group in groups]
-        aligned = self._aligned(groups, align_to) if align_to else {}
-        for name, tensor in self._router_tensors().items():
-            across = self._expert_dim(tensor) == 1
-            rows = _means(tensor.detach().mT if across else tensor.detach(), groups, shares, {})
-            self._set_router_tensor(name, rows.mT.contiguous() if across else rows)
-        for name, fused in self._expert_tensors().items():
-            means = _means(fused.detach(), groups, shares, aligned.get(name, {}))
-            setattr(self.experts, name, nn.Parameter(means, requires_grad=False))
-        self._tell(len(groups))
-
-    def resize(self, num_experts: int) -> None:
-        """Makes room for `num_experts` experts of the same shape, without weights: for a layer that is read later."""
-        for name, tensor in self._router_tensors().items():
-            self._set_router_tensor(name, _empty(tensor, self._expert_dim(tensor), num_experts))
-        for name, fused in self._expert_tensors().items():
-            setattr(self.experts, name, _empty(fused, 0, num_experts))
-        self._tell(num_experts)
-
-    def _set_router_tensor(self, name: str, value: Tensor) -> None:
-        path, _, own_name = name.rpartition(".")
-        owner = self.router.get_submodule(path)
-        is_parameter = isinstance(getattr(owner, own_name), nn.Parameter)
-        setattr(owner, own_name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
-        if hasattr(owner, "out_features"):
-            owner.out_features = value.shape[0]
-
-    def _expert_dim(self, tensor: Tensor) -> int:
-        """The dimension of a router's tensor that counts experts; Ernie keeps its biases in a matrix of one row."""
-        return 0 if len(tensor) == self.num_experts else 1
-
-    def _tell(self, num_experts: int) -> None:
-        for owner in (self.experts, self.router, self.block):
-            if hasattr(owner, "num_experts"):
-                owner.num_experts = num_experts
-
-    def _check_groups(self, groups: Sequence[Sequence[int]]) -> None:
         size = self.num_experts // self.num_groups
         left = [sum(group[0] // size == number for group in groups) for number in range(self.num_groups)]
         if len(set(left)) > 1:
@@ -204,19 +174,11 @@ class MoELayer:
                 f"plan leaves {left} of them; keep equally many in each"
             )
 
-    def _aligned(self, groups: Sequence[Sequence[int]], align_to: Sequence[int]) -> dict[str, dict[int, Tensor]]:
-        """Tensor name -> expert -> its slice with hidden units in the order of the expert it is merged into."""
-        slices: dict[str, dict[int, Tensor]] = {}
-        for group, reference in zip(groups, align_to, strict=True):
-            for member in (expert for expert in group if expert != reference):
-                for name, value in align(self.experts, reference, member).items():
-                    slices.setdefault(name, {})[member] = value
-        return slices
-
-    def _expert_tensors(self) -> dict[str, nn.Parameter]:
+    def expert_tensors(self) -> dict[str, nn.Parameter]:
+        """The experts' fused tensors, by name."""
         return dict(self.experts.named_parameters(recurse=False))
 
-    def _router_tensors(self) -> dict[str, Tensor]:
+    def router_tensors(self) -> dict[str, Tensor]:
         """What the router has one entry of for each expert; a bias that a family may lack is left out."""
         found = dict((*self.router.named_parameters(), *self.router.named_buffers()))
         return {name: found[name] for name in self.family.router_rows if name in found}
@@ -249,13 +211,6 @@ def _first_of(module: nn.Module, paths: Sequence[str]) -> str:
     raise AssertionError(f"none of {paths} in {type(module).__name__}")
 
 
-def _empty(like: Tensor, dim: int, size: int) -> Tensor:
-    """Of the same shape but for one dimension, dtype and kind, on the meta device."""
-    shape = [*like.shape[:dim], size, *like.shape[dim + 1 :]]
-    empty = torch.empty(shape, dtype=like.dtype, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(like, nn.Parameter) else empty
-
-
 def _out_by_in(experts: Any, weight: Tensor) -> Tensor:
     return weight.mT if experts.is_transposed else weight
 
@@ -271,19 +226,3 @@ def _halves(experts: Any, weight_OC: Tensor) -> Iterator[tuple[str, Tensor]]:
     else:
         yield "gate_proj", weight_OC[0::2]
         yield "up_proj", weight_OC[1::2]
-
-
-def _means(
-    tensor: Tensor,
-    groups: Sequence[Sequence[int]],
-    shares: Sequence[Sequence[float]],
-    aligned: dict[int, Tensor],
-) -> Tensor:
-    rows = []
-    for group, share in zip(groups, shares, strict=True):
-        if len(group) == 1:
-            rows.append(tensor[group[0]])
-        else:
-            members = torch.stack([aligned.get(expert, tensor[expert]).float() for expert in group])
-            rows.append(torch.tensordot(members.new_tensor(share), members, dims=1).to(tensor.dtype))
-    return torch.stack(rows)

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from stun_exp.moe.layers import Matrix, MoELayer
+from stun_exp.moe.plan import LayerPlan
 from stun_exp.stream import Step
 
 OUTLIER_MULTIPLE = 5
 """OWL's M where weights alone are compared."""
+EXPERTS_AT_ONCE = 4
+"""Experts that are gone, read again to be looked at."""
+ReadLayer = Callable[[int, Sequence[int]], MoELayer]
+"""A layer with some of its experts, read from disk."""
 CPU_CHUNK, GPU_CHUNK = 1 << 16, 1 << 24
 """Weights looked at together: what a CPU's cache holds in fp64, and what is worth starting a kernel for."""
 
@@ -115,14 +120,22 @@ class Diagnostics:
         self.weights: dict[str, list[Weights]] = {"before": [], "experts": [], "weights": []}
         self.layers: list[dict[str, Any]] = []
 
-    def read(self, edit: Callable[[MoELayer], None]) -> Callable[[MoELayer], None]:
-        """The expert stage's `edit`, which also shows each layer as it was before."""
+    def before(self, layer: MoELayer, plan: LayerPlan | None, read: ReadLayer) -> None:
+        """Looks at a layer as it was before the expert stage, of which `layer` is what the `plan` leaves.
 
-        def look(layer: MoELayer) -> None:
-            self._weights("before", layer)
-            edit(layer)
-
-        return look
+        Experts that are gone, or part of a merged one, are read again, a few at a time.
+        """
+        groups = plan.groups if plan else [[expert] for expert in range(layer.num_experts)]
+        whole = {place for place, group in enumerate(groups) if len(group) == 1}
+        kept = (m for m in self.matrices(layer) if m.expert is None or m.expert in whole)
+        found = _together(weights_of(matrix.weight_OC) for matrix in kept)
+        as_they_were = {groups[place][0] for place in whole}
+        others = [expert for expert in range(plan.num_experts if plan else 0) if expert not in as_they_were]
+        for first in range(0, len(others), EXPERTS_AT_ONCE):
+            part = read(layer.index, others[first : first + EXPERTS_AT_ONCE])
+            experts = (matrix for matrix in self.matrices(part) if matrix.expert is not None)
+            found += _together(weights_of(matrix.weight_OC) for matrix in experts)
+        self.weights["before"].append(found)
 
     @contextmanager
     def watch(self, step: Step) -> Iterator[None]:

@@ -54,7 +54,17 @@ class Eval(Component):
     limits: dict[str, int]
 """
 
-CAN_BE_OFF = ["calibration", "expert_pruner", "allocation", "unstructured_pruner", "recovery", "skipping", "tracker"]
+CAN_BE_OFF = [
+    "calibration",
+    "expert_pruner",
+    "allocation",
+    "unstructured_pruner",
+    "recovery",
+    "skipping",
+    "export",
+    "stream",
+    "tracker",
+]
 
 FILES = {
     "config": """
@@ -67,6 +77,8 @@ FILES = {
         - {recovery: none}
         - {skipping: none}
         - {eval: one}
+        - {export: none}
+        - {stream: none}
         - {tracker: none}
         - _self_
         - {experiment: null}
@@ -77,6 +89,7 @@ FILES = {
         name: "${hydra:job.name}"
         save: false
         dry_run: false
+        resume: continue
         hydra: {job: {name: stun}, run: {dir: out}, sweep: {dir: out}}
         """,
     "model/folder": "{_target_: parts.Model, path: '???'}",

@@ -131,7 +131,7 @@ def settings_nodes() -> dict[str, Any]:
     """A composed config with every component off."""
     components = {group: {"_target_": "parts.Off"} for group in Settings.model_fields}
     plain = {"sparsity": 0, "sparsity_scope": "model", "seed": 0, "name": "n", "save": False, "dry_run": True}
-    return components | plain
+    return components | plain | {"resume": "continue"}
 
 
 def test_build_makes_components_all_the_way_down(conf: Path) -> None:

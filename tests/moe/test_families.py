@@ -20,6 +20,7 @@ from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
+from stun_exp.moe.plan import LayerPlan
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.wanda import Wanda
 from stun_exp.verification import count_written
@@ -204,7 +205,7 @@ def test_pruned_equals_router_masked(name: str, source: Checkpoint) -> None:
     gone = [expert for expert in range(6) if expert not in KEPT]
     hidden_BTD = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
     hidden_BTD[..., 0] = 1.0
-    for path, tensor in masked._router_tensors().items():
+    for path, tensor in masked.router_tensors().items():
         rows = tensor.detach() if len(tensor) == 6 else tensor.detach().mT
         if path == source.family.router_rows[0]:
             rows[gone] = 0
@@ -233,6 +234,24 @@ def test_cut_and_kept(name: str, source: Checkpoint) -> None:
             assert torch.equal(tensor, was[path]), path
     lost = sum(t.numel() for t in was.values()) - sum(t.numel() for t in after.module.state_dict().values())
     assert lost == 2 * before.parameters_per_expert()
+
+
+@every_family
+def test_named_experts_are_read_as_if_the_others_had_been_cut(name: str, source: Checkpoint) -> None:
+    """Only they are read from disk, where each has keys of its own; in any order, and into any place."""
+    index = moe_layers(source)[-1]
+    for experts in (KEPT, [5, 0, 3, 2]):
+        cut = layer_of(source)
+        cut.regroup([[expert] for expert in KEPT])
+        order = [KEPT.index(expert) for expert in experts]
+        ours, theirs = source.read_layer(index, experts), cut
+        theirs.regroup([[place] for place in order])
+        assert ours.num_experts == 4
+        assert ours.module.state_dict().keys() == theirs.module.state_dict().keys()
+        for path, tensor in theirs.module.state_dict().items():
+            assert torch.equal(ours.module.state_dict()[path], tensor), path
+    planned = source.read_planned(index, LayerPlan(index, 6, [[expert] for expert in KEPT], KEPT))
+    assert torch.equal(planned.experts.down_proj, source.read_layer(index).experts.down_proj[KEPT])
 
 
 @every_family

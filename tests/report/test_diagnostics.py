@@ -16,6 +16,7 @@ from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.layers import Matrix, MoELayer
+from stun_exp.moe.plan import LayerPlan, Plan
 from stun_exp.report import diagnostics
 from stun_exp.report.diagnostics import Diagnostics, Moments, Weights, outlier_percent, weights_of
 from stun_exp.stream import Walk
@@ -133,8 +134,12 @@ MAGNITUDE = Magnitude(attention=True, group="matrix", pattern="unstructured")
 REGROUP = [[0, 3], [1], [4], [5]]
 
 
+PLAN = Plan([LayerPlan(2, 6, REGROUP, [group[0] for group in REGROUP])])
+"""An expert stage that removes one expert of the six and merges two, in the last layer alone."""
+
+
 def edit(layer: MoELayer) -> None:
-    """An expert stage that removes one expert of the six and merges two, in the last layer alone."""
+    """What the plan does to a layer."""
     if layer.index == 2:
         layer.regroup(REGROUP)
 
@@ -147,11 +152,11 @@ class Pruned:
     ):
         stage = WeightStage(pruner, "decoder")
         found = Diagnostics(stage.prunable)
-        self.walk = Walk(source, list(tokens_BT.split(3)), CPU, "test", edit, stage.needs_data)
+        self.walk = Walk(source, list(tokens_BT.split(3)), CPU, "test", PLAN, stage.needs_data)
         ratios = [LayerRatios(ratio) for ratio in (0.5, 0.0, 0.3)]
         self.layers: list[PrunedLayer]
         if watched:
-            self.walk.edit = found.read(edit)
+            self.walk.edit = lambda layer: found.before(layer, PLAN.of(layer.index), source.read_layer)
             self.layers = prune_layers(stage, ratios, self.walk, CheckpointWriter(source, out), found.watch)
             self.json = found.json([0.1, None, 0.3])
         else:
@@ -248,7 +253,7 @@ def test_reconstruction_error_behind_dense_layers(mixtral: Checkpoint, tokens_BT
     """The walk goes on with the dense outputs, whatever was run to compare."""
     pruned = Pruned(mixtral, tokens_BT, tmp_path / "out", wanda(inputs="dense"))
     for index in (0, 2):
-        walk = Walk(mixtral, list(tokens_BT.split(3)), CPU, "test", edit)
+        walk = Walk(mixtral, list(tokens_BT.split(3)), CPU, "test", PLAN)
         found = pruned.json["per_layer"][index]["reconstruction_error"]
         assert found == pytest.approx(by_hand(pruned, mixtral, walk, index), rel=1e-4)
 

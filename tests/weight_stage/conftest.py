@@ -122,7 +122,8 @@ def prune(tokens_BT: Tensor, tmp_path: Path) -> Callable[..., Result]:
         out = tmp_path / f"pruned{len(list(tmp_path.iterdir()))}"
         stage = WeightStage(pruner, scope)
         edit = getattr(pruner, "next_layer", lambda layer: None)
-        walk = Walk(source, list(tokens_BT.split(3)), torch.device("cpu"), "test", edit, stage.needs_data)
+        walk = Walk(source, list(tokens_BT.split(3)), torch.device("cpu"), "test", runs=stage.needs_data)
+        walk.edit = edit
         ratios = [LayerRatios(ratio)] * source.num_layers if isinstance(ratio, float) else ratio
         layers = prune_layers(stage, ratios, walk, CheckpointWriter(source, out))
         return Result(source, Checkpoint(out, None), layers, walk.forward_passes)

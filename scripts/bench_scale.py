@@ -1,0 +1,235 @@
+"""Prunes random checkpoints of real layer shapes, and measures memory and where the time goes; `make bench-scale`.
+
+A checkpoint has the first few layers of a published model and a small vocabulary, so that layers are all there is. Each
+is pruned in a process of its own: a fifth of the experts by STUN, then weights by Wanda to 40 %, calibrated on few
+tokens. Writes results/scale.json and results/scale.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+SEQUENCES, LENGTH = 4, 256
+WRITTEN = 0.8
+"""Share of a layer that is written: a fifth of the experts is gone."""
+HEADER = (
+    "model",
+    "layers",
+    "GB a layer",
+    "peak GB",
+    "s a layer",
+    "read s",
+    "compute s",
+    "write s",
+    "read GB/s",
+    "write GB/s",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cards", nargs="*", default=["qwen3_30b_a3b", "mixtral_8x7b", "arctic"])
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "scale", help="room for source and output")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        source, out, stream = arguments.child
+        print(json.dumps(prune(Path(source), Path(out), stream)))
+        return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / "scale.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for card in arguments.cards:
+        for num_layers in arguments.layers:
+            row = measure(card, num_layers, arguments.folder)
+            if row is None:
+                continue
+            rows = [other for other in rows if (other["model"], other["layers"]) != (card, num_layers)] + [row]
+            file.write_text(json.dumps(rows, indent=1) + "\n")
+            (RESULTS / "scale.md").write_text(table(rows))
+            print(table([row]), flush=True)
+
+
+def measure(card: str, num_layers: int, folder: Path) -> dict[str, Any] | None:
+    """One row; None, and a line that says so, if the disk has no room for source and output."""
+    import yaml
+
+    dimensions = yaml.safe_load((ROOT / "conf" / "model" / f"{card}.yaml").read_text())["dimensions"]
+    with tempfile.TemporaryDirectory(dir=folder) as here:
+        try:
+            layer_bytes = make(dimensions, num_layers, Path(here) / "source")
+        except OSError as error:
+            print(f"{card}, {num_layers} layers: {error}", flush=True)
+            return None
+        disk = disk_rates(folder)
+        found = pruned_by_a_child(Path(here), "out_of_core")
+    return {"model": card, "layers": num_layers, "layer_gb": layer_bytes / 1e9, "disk": disk, **found}
+
+
+def pruned_by_a_child(folder: Path, stream: str) -> dict[str, Any]:
+    """What `prune` says of folder/source, from a process in which nothing else has happened."""
+    command = [sys.executable, __file__, "--child", str(folder / "source"), str(folder / "run"), stream]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def make(dimensions: dict[str, Any], num_layers: int, folder: Path) -> int:
+    """Writes a checkpoint of random weights, a file for each expert; the bytes of a layer. OSError without room."""
+    import torch
+    from safetensors.torch import save_file
+
+    from stun_exp.disk.architecture import Architecture
+    from stun_exp.disk.keys import Keys
+    from stun_exp.disk.shards import INDEX
+    from stun_exp.toy import WEIGHTS
+
+    config = dimensions | {"num_hidden_layers": num_layers, "vocab_size": 2048, "dtype": "bfloat16"}
+    model = Architecture(folder, dimensions=config)
+    layer_bytes = sum(2 * parameter.numel() for parameter in model.outline(0).module.parameters())
+    if 2.2 * num_layers * layer_bytes > shutil.disk_usage(folder.parent).free:
+        raise OSError("the disk has no room for source and output")
+    folder.mkdir()
+    state = {name: tensor.detach() for name, tensor in model.skeleton.state_dict().items()}
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in Keys(model, ()).revert(state).items():
+        # An expert's matrices together, and the rest of a layer.
+        parts = key.split(".")
+        where = parts.index("experts") + 2 if "experts" in parts else 3
+        files.setdefault(".".join(parts[:where]), {})[key] = tensor
+    weight_map = {}
+    for number, tensors in enumerate(files.values()):
+        name = f"part-{number:05d}.safetensors"
+        weights = {key: torch.randn(t.shape, dtype=torch.bfloat16) * 0.02 for key, t in tensors.items()}
+        save_file(weights, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(WEIGHTS / name, folder / name)
+    rows = torch.randint(0, 2000, (SEQUENCES + 1, LENGTH)).tolist()
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
+    return layer_bytes
+
+
+def disk_rates(folder: Path, size: int = 1 << 30) -> dict[str, float]:
+    """Bytes a second of one GiB written and flushed, and read again after the system forgot it."""
+    file = folder / "rate"
+    block = os.urandom(1 << 24)
+    start = time.perf_counter()
+    with file.open("wb") as handle:
+        for _ in range(size >> 24):
+            handle.write(block)
+        handle.flush()
+        os.fsync(handle.fileno())
+    write = size / (time.perf_counter() - start)
+    with file.open("rb") as handle:
+        os.posix_fadvise(handle.fileno(), 0, size, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        while handle.read(1 << 24):
+            pass
+        read = size / (time.perf_counter() - start)
+    file.unlink()
+    return {"read": read, "write": write}
+
+
+def prune(source: Path, out: Path, stream: str) -> dict[str, Any]:
+    """A run in this process: the pruning stage's seconds, those of reading and writing in it, and its peak memory.
+
+    Reading goes on beside the rest; only the pruning stage reads layers here, since its calibration starts there.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from stun_exp.__main__ import CONF
+    from stun_exp.config import build
+    from stun_exp.disk.checkpoint import Checkpoint
+    from stun_exp.disk.writer import CheckpointWriter
+    from stun_exp.progress import prepare_libraries
+
+    prepare_libraries()
+    from stun_exp.run import run
+
+    seconds = {"read": 0.0, "write": 0.0}
+    timed_method(Checkpoint, "read_planned", seconds, "read")
+    timed_method(CheckpointWriter, "write_layer", seconds, "write")
+    text = source / "text.jsonl"
+    overrides = [
+        "model=local",
+        f"model.path={source}",
+        "model.device=cpu",
+        "calibration=local",
+        f"calibration.path={text}",
+        f"calibration.num_sequences={SEQUENCES}",
+        f"calibration.sequence_length={LENGTH}",
+        "calibration.batch_size=1",
+        "expert_pruner.ratio=0.2",
+        "allocation=uniform",
+        "sparsity=0.4",
+        "eval=none",
+        "name=scale",
+        "save=true",
+        f"stream={stream}",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    out.mkdir()
+    run(build(cfg), out, {str(key): value for key, value in config.items()})
+    cost = json.loads((out / "report.json").read_text())["cost"]["prune"]
+    return {"seconds": cost["wall_seconds"], **seconds, "peak_gb": cost["peak_host_gib"] * 1.073741824}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a row for each checkpoint: seconds are of one layer; shares are of what the disk was measured to do."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    for row in rows:
+        layers, size, disk = row["layers"], row["layer_gb"], row["disk"]
+        read, write = size * layers * 1e9 / row["read"], WRITTEN * size * layers * 1e9 / row["write"]
+        values = (
+            row["model"],
+            layers,
+            f"{size:.2f}",
+            f"{row['peak_gb']:.2f}",
+            f"{row['seconds'] / layers:.1f}",
+            f"{row['read'] / layers:.1f}",
+            f"{(row['seconds'] - row['write']) / layers:.1f}",
+            f"{row['write'] / layers:.1f}",
+            f"{read / 1e9:.2f} ({read / disk['read']:.0%})",
+            f"{write / 1e9:.2f} ({write / disk['write']:.0%})",
+        )
+        lines.append("| " + " | ".join(map(str, values)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def timed_method(owner: type, name: str, seconds: dict[str, float], what: str) -> None:
+    """Adds up the seconds that a method takes."""
+    method: Callable[..., Any] = getattr(owner, name)
+
+    @wraps(method)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            seconds[what] += time.perf_counter() - start
+
+    setattr(owner, name, timed)
+
+
+if __name__ == "__main__":
+    main()
