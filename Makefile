@@ -6,10 +6,10 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types check bench results clean
+.PHONY: help setup demo test lint types check bench bench-scale results clean
 
 help: ## Print this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 setup: $(READY) ## Make .venv with everything, from pyproject.toml under constraints.txt
 
@@ -36,6 +36,9 @@ check: lint types test ## All checks
 
 bench: $(READY) ## Measure speed and memory into results/bench.json (NAMES="..." for some figures)
 	$(BIN)/python scripts/bench.py $(NAMES)
+
+bench-scale: $(READY) ## Prune random checkpoints of real layer shapes, as the disk allows (CARDS="..." LAYERS="...")
+	$(BIN)/python scripts/bench_scale.py $(CARDS) $(if $(LAYERS),--layers $(LAYERS))
 
 results: demo ## Run the demo and keep its table and figure in results/
 	$(BIN)/python scripts/keep_results.py runs/demo results/demo

@@ -25,6 +25,7 @@ from bench_experts import (
 )
 from bench_inspect import inspect_command_seconds, inspect_million_seconds
 from bench_models import nf4_expert_bytes_ratio, observe_over_forward
+from bench_stream import stream_over_memory, stream_overlap, stream_rss_per_layer
 from timing import alternate, minutes, ratio, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +170,9 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
         nf4_expert_bytes_ratio,
         inspect_million_seconds,
         inspect_command_seconds,
+        stream_rss_per_layer,
+        stream_over_memory,
+        stream_overlap,
     )
 }
 

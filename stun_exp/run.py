@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from transformers import AutoTokenizer
 
 from stun_exp.budget import Budget, budget_of, expected_counts
@@ -22,6 +21,7 @@ from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.nf4 import as_quantised
 from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
 from stun_exp.report.card import command_of, model_card
+from stun_exp.report.dry_run import print_budget
 from stun_exp.report.ledger import Ledger, provenance, write_json
 from stun_exp.report.seen import LayerDiagnostics
 from stun_exp.report.tables import results_table
@@ -87,7 +87,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         ratio = _weights_ratio(budget, pruner)
         settings.export.check(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
     if settings.dry_run:
-        _print_budget(checkpoint, budget, ratio, tokens.num_tokens)
+        print_budget(checkpoint, budget, ratio, tokens.num_tokens)
         return
 
     journal = Journal(out, made_of(config, checkpoint, device, tokens.sha256, training_NT), anew)
@@ -245,14 +245,3 @@ def _is_over(out: Path) -> bool:
 def _weights_ratio(budget: Budget, pruner: Any) -> float:
     """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
     return (fixed_ratio(pruner.pattern) or budget.weights_ratio()) if pruner.prunes else 0.0
-
-
-def _print_budget(checkpoint: Checkpoint, budget: Budget, ratio: float, num_tokens: int) -> None:
-    out = Console(highlight=False, markup=False)
-    out.print(f"model             {checkpoint.path.name}: {checkpoint.num_parameters:,} parameters")
-    out.print(f"layers            {checkpoint.num_layers}")
-    out.print(f"weights in scope  {budget.in_scope:,}")
-    out.print(f"expert stage      {budget.removed:,} weights ({budget.removed / budget.in_scope:.4f})")
-    out.print(f"weight stage      {ratio:.4f} of the {budget.prunable:,} weights that it may prune")
-    out.print(f"calibration       {num_tokens:,} tokens")
-    out.print("dry_run=true: no weights were read")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.scratch import IN_MEMORY, Spill
+from stun_exp.disk.scratch import IN_MEMORY, Spill, give_back
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import Plan
 from stun_exp.progress import track
@@ -124,6 +124,7 @@ class Walk:
             if index + 1 < self.checkpoint.num_layers:
                 following = reader.submit(self._read, index + 1)
             yield layer
+            give_back()
 
     def _steps(self, reader: Executor) -> Iterator[Step]:
         first = 0

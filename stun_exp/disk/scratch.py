@@ -1,5 +1,6 @@
 """Memory that is a file: the system writes it out when room is short, and reads it in again when it is touched."""
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Sequence
@@ -40,6 +41,13 @@ class Spill:
         if sum(other.nbytes for other in tensors) + tensor.nbytes > self.above:
             tensor = mapped(self.folder, tensor.shape, tensor.dtype).copy_(tensor)
         tensors.append(tensor)
+
+
+def give_back() -> None:
+    """Gives memory that was freed back to the system, where the C library can: else it grows from layer to layer."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 IN_MEMORY = Spill(Path(), inf)
