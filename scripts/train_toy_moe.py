@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stun_exp.toy import MODELS
 from stun_exp.toy.probe import accuracies, expert_shares
+from stun_exp.toy.recipes import TOYS
 from stun_exp.toy.tokenizer import train_tokenizer
-from stun_exp.toy.training import TOYS, ship, train
+from stun_exp.toy.training import ship, train
 
 CHECKPOINT_EVERY = 250
 MIN_EXPERT_SHARE = 0.1

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from transformers import AutoTokenizer
 
+from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import Budget, budget_of, expected_counts
 from stun_exp.calibration import decoder_start
 from stun_exp.disk.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ from stun_exp.stream import Held, Step, Walk, as_it_is
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
-from stun_exp.weight_stage import PrunedLayer, WeightStage, layer_ratios, prune_layers
+from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers
 
 
 def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
@@ -72,9 +73,8 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         training_NT = training_sequences(
             settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
         )
-        if checkpoint.packing.packed:
-            packing = checkpoint.raw["quantization_config"]["quant_method"]
-            ledger.warn(f"the checkpoint is packed ({packing}): unpacked on reading, and written in {checkpoint.dtype}")
+        if how := checkpoint.packing.method:
+            ledger.warn(f"the checkpoint is packed ({how}): unpacked on reading, and written in {checkpoint.dtype}")
         for part, keys in checkpoint.keys.unused.items():
             ledger.warn(
                 f"{part} ({len(keys)} tensors) is on disk but not run by the architecture; it is copied unpruned"

@@ -1,16 +1,13 @@
 """The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
 
-from torch import Tensor
-
-from stun_exp.allocation.protocol import Allocation, Saliencies
-from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
-from stun_exp.budget import Budget, Scope, kinds_in_scope
+from stun_exp.allocation.ratios import LayerRatios
+from stun_exp.budget import Scope, kinds_in_scope
 from stun_exp.disk.shards import Shard
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.inputs import InputStatistics, SharedInputs
@@ -198,51 +195,6 @@ class WeightStage:
             ratios.rest + (1 - ratios.rest) * share,
             {e: 0.0 if e in starved else ratio + (1 - ratio) * share for e, ratio in experts.items()},
         )
-
-
-def layer_ratios(
-    stage: WeightStage,
-    allocation: Allocation,
-    budget: Budget,
-    ratio: float,
-    walk: Walk,
-    warn: Callable[[str], None] = lambda message: None,
-) -> list[LayerRatios]:
-    """The ratios of each layer; walks the model only if the allocation measures it and there is any to spread."""
-    if ratio == 0 or not allocation.measures:
-        return [LayerRatios(ratio if layer.prunable else 0.0) for layer in budget.layers]
-    units: list[Unit] = []
-    for step in walk:
-        matrices = stage.matrices(step.layer)
-        # A dense layer has nothing to prune under sparsity_scope=experts, and nothing to measure.
-        if not matrices:
-            continue
-        by_unit: dict[int | None, list[Matrix]] = {}
-        for matrix in matrices:
-            by_unit.setdefault(matrix.expert if allocation.per_expert else None, []).append(matrix)
-        measured = allocation.measure(_saliencies(stage, step, matrices, list(by_unit.values()), allocation))
-        for (expert, unit), value in zip(by_unit.items(), measured, strict=True):
-            units.append(Unit(step.layer.index, expert, sum(matrix.weight_OC.numel() for matrix in unit), value))
-    allotment = allocation.allocate([unit.measured for unit in units], [unit.size for unit in units], ratio)
-    return ratios_of_layers(units, allotment, len(budget.layers), stage.pruner, warn)
-
-
-def _saliencies(
-    stage: WeightStage, step: Step, matrices: Sequence[Matrix], units: list[list[Matrix]], allocation: Allocation
-) -> Saliencies:
-    """The saliencies of each unit, made afresh at each call; what flows into the matrices is gathered once."""
-    statistics, tokens = stage.observe(step, matrices, stage.pruner.saliency_statistic)
-    starved = stage.starved(tokens)
-
-    def saliencies(unit: Sequence[Matrix]) -> Callable[[], Iterator[Tensor]]:
-        # What stands in for a starved expert's statistic is on another scale: others of its unit speak for it.
-        fed = [matrix for matrix in unit if matrix.expert not in starved] or unit
-        return lambda: (
-            stage.pruner.saliency(matrix.weight_OC, statistics.get(matrix.feed), allocation.per_expert)
-            for matrix in fed
-        )
-
-    return [saliencies(unit) for unit in units]
 
 
 def prune_layers(

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stun_exp.__main__ import CONF
 from stun_exp.allocation.protocol import Allocation
 from stun_exp.allocation.uniform import Uniform
+from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import Scope, budget_of
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
@@ -28,7 +29,7 @@ from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 from stun_exp.verification import count_written, prove_it_runs
-from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
+from stun_exp.weight_stage import WeightStage, prune_layers
 
 CPU = torch.device("cpu")
 

@@ -37,11 +37,8 @@ class Packing:
     """The sets of suffixes under which a packed weight may be stored; the weight itself may have none."""
     decode: Callable[[dict[str, Tensor]], Tensor]
     """Suffix -> tensor, to the weight; ValueError if they do not fit together."""
-
-    @property
-    def packed(self) -> bool:
-        """Whether any tensor is packed."""
-        return bool(self.layouts)
+    method: str | None = None
+    """What config.json calls it; None if nothing is packed."""
 
     def names(self, keys: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Each tensor's name -> the keys it is stored under; ValueError for a weight that is there in part."""
@@ -94,11 +91,11 @@ def packing_of(config: Mapping[str, Any], source: Path) -> Packing:
         case None:
             return Packing(source, (), _nothing_packed)
         case {"quant_method": "fp8", "weight_block_size": [int() as rows, int() as columns]} if min(rows, columns) > 0:
-            return Packing(source, (frozenset({"", "_scale_inv"}),), lambda stored: _fp8(stored, rows, columns))
+            return Packing(source, (frozenset({"", "_scale_inv"}),), lambda stored: _fp8(stored, rows, columns), "fp8")
         case {"quant_method": "bitsandbytes", "load_in_4bit": True}:
-            return Packing(source, _BITSANDBYTES, _bitsandbytes)
+            return Packing(source, _BITSANDBYTES, _bitsandbytes, "bitsandbytes")
         case {"quant_method": "mxfp4"}:
-            return Packing(source, (frozenset({"_blocks", "_scales"}),), _mxfp4)
+            return Packing(source, (frozenset({"_blocks", "_scales"}),), _mxfp4, "mxfp4")
         case other:
             said = {key: other[key] for key in _TELLING if key in other}
             raise ValueError(

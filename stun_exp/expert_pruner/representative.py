@@ -40,6 +40,8 @@ def nearest_to_mean(weight_distance_NN: np.ndarray) -> int:
     equally far from their mean; the official code, which computes in the checkpoint's own precision, leaves them to
     rounding.
     """
+    if not np.isfinite(weight_distance_NN).all():
+        raise ValueError("an expert's weights hold NaN or infinity; the checkpoint is damaged")
     square_NN = weight_distance_NN**2
     # Half the mean over all pairs is also the members' mean squared distance from their mean.
     spread = square_NN.mean() / 2

@@ -50,3 +50,10 @@ def test_only_merged_clusters_are_read(source: Any) -> None:
 
 def test_the_highest_score_stays_and_of_equals_the_first() -> None:
     assert highest_members([[0, 3], [1, 2, 4]], [5.0, 1.0, 7.0, 5.0, 7.0]) == [0, 2]
+
+
+def test_weights_that_are_no_numbers_are_told() -> None:
+    """No distance is the least then, and the first of none would be an index error."""
+    distance_NN = weight_distance(torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [3.0, 1.0]]))
+    with pytest.raises(ValueError, match="NaN or infinity; the checkpoint is damaged"):
+        nearest_to_mean(distance_NN)

@@ -10,10 +10,8 @@ from transformers import MixtralForCausalLM, PretrainedConfig, PreTrainedModel, 
 
 from stun_exp.toy import WEIGHTS
 from stun_exp.toy.probe import expert_shares
+from stun_exp.toy.recipes import RECIPE, TOYS, Recipe
 from stun_exp.toy.training import (
-    RECIPE,
-    TOYS,
-    Recipe,
     answer_mask,
     balance_loss,
     language_loss,

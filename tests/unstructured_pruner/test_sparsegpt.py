@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor
 
 from stun_exp.allocation.owl import OWL
+from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import budget_of
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
@@ -20,7 +21,7 @@ from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.sparsegpt import SparseGPT
 from stun_exp.unstructured_pruner.wanda import Wanda
 from stun_exp.verification import count_written
-from stun_exp.weight_stage import WeightStage, layer_ratios, prune_layers
+from stun_exp.weight_stage import WeightStage, prune_layers
 
 CONF = Path(__file__).parents[2] / "conf"
 CPU = torch.device("cpu")

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from stun_exp.allocation.protocol import Allotment, Saliencies
 from stun_exp.allocation.ratios import LayerRatios
+from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import budget_of
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.masks import SquaredNorm, lowest
 from stun_exp.unstructured_pruner.protocol import Task
-from stun_exp.weight_stage import WeightStage, layer_ratios
+from stun_exp.weight_stage import WeightStage
 
 CPU = torch.device("cpu")
 Make = Callable[..., Any]
