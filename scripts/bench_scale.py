@@ -1,8 +1,8 @@
 """Prunes random checkpoints of real layer shapes, and measures memory and where the time goes; `make bench-scale`.
 
 A checkpoint has the first few layers of a published model and a small vocabulary, so that layers are all there is. Each
-is pruned in a process of its own: a fifth of the experts by STUN, then weights by Wanda to 40 %, calibrated on few
-tokens. Writes results/scale.json and results/scale.md.
+is pruned in a process of its own, calibrated on few tokens: a share of the experts by STUN, then a fifth more of all
+weights by Wanda. Writes results/scale.json and results/scale.md.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 SEQUENCES, LENGTH = 4, 256
 _RUNNING: set[str] = set()
-WRITTEN = 0.8
-"""Share of a layer that is written: a fifth of the experts is gone."""
 HEADER = (
     "model",
     "layers",
     "GB a layer",
+    "experts gone",
     "peak GB",
+    "of it not in files",
     "s a layer",
     "read s",
     "compute s",
@@ -42,19 +44,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cards", nargs="*", default=["qwen3_30b_a3b", "mixtral_8x7b", "arctic"])
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--ratio", type=float, default=0.2, help="share of the experts that goes")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "scale", help="room for source and output")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        source, out, stream = arguments.child
-        print(json.dumps(prune(Path(source), Path(out), stream)))
+        source, out, stream, ratio = arguments.child
+        print(json.dumps(prune(Path(source), Path(out), stream, float(ratio))))
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     file = RESULTS / "scale.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     for card in arguments.cards:
         for num_layers in arguments.layers:
-            row = measure(card, num_layers, arguments.folder)
+            row = measure(card, num_layers, arguments.folder, arguments.ratio)
             if row is None:
                 continue
             rows = [other for other in rows if (other["model"], other["layers"]) != (card, num_layers)] + [row]
@@ -63,32 +66,32 @@ def main() -> None:
             print(table([row]), flush=True)
 
 
-def measure(card: str, num_layers: int, folder: Path) -> dict[str, Any] | None:
+def measure(card: str, num_layers: int, folder: Path, ratio: float) -> dict[str, Any] | None:
     """One row; None, and a line that says so, if the disk has no room for source and output."""
     import yaml
 
     dimensions = yaml.safe_load((ROOT / "conf" / "model" / f"{card}.yaml").read_text())["dimensions"]
     with tempfile.TemporaryDirectory(dir=folder) as here:
         try:
-            layer_bytes = make(dimensions, num_layers, Path(here) / "source")
+            layer_bytes = make(dimensions, num_layers, Path(here) / "source", ratio)
         except OSError as error:
             print(f"{card}, {num_layers} layers: {error}", flush=True)
             return None
         disk = disk_rates(folder)
-        found = pruned_by_a_child(Path(here), "out_of_core")
-    return {"model": card, "layers": num_layers, "layer_gb": layer_bytes / 1e9, "disk": disk, **found}
+        found = pruned_by_a_child(Path(here), "out_of_core", ratio)
+    return {"model": card, "layers": num_layers, "layer_gb": layer_bytes / 1e9, "ratio": ratio, "disk": disk, **found}
 
 
-def pruned_by_a_child(folder: Path, stream: str) -> dict[str, Any]:
+def pruned_by_a_child(folder: Path, stream: str, ratio: float = 0.2) -> dict[str, Any]:
     """What `prune` says of folder/source, from a process in which nothing else has happened."""
-    command = [sys.executable, __file__, "--child", str(folder / "source"), str(folder / "run"), stream]
+    command = [sys.executable, __file__, "--child", str(folder / "source"), str(folder / "run"), stream, str(ratio)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def make(dimensions: dict[str, Any], num_layers: int, folder: Path) -> int:
+def make(dimensions: dict[str, Any], num_layers: int, folder: Path, ratio: float = 0.2) -> int:
     """Writes a checkpoint of random weights, a file for each expert; the bytes of a layer. OSError without room."""
     import torch
     from safetensors.torch import save_file
@@ -101,8 +104,10 @@ def make(dimensions: dict[str, Any], num_layers: int, folder: Path) -> int:
     config = dimensions | {"num_hidden_layers": num_layers, "vocab_size": 2048, "dtype": "bfloat16"}
     model = Architecture(folder, dimensions=config)
     layer_bytes = sum(2 * parameter.numel() for parameter in model.outline(0).module.parameters())
-    if 2.2 * num_layers * layer_bytes > shutil.disk_usage(folder.parent).free:
-        raise OSError("the disk has no room for source and output")
+    # Source, output, and the experts of the layer at work and of the one being read.
+    layers = num_layers + (1 - ratio) * (num_layers + min(num_layers, 2)) + 0.1
+    if layers * layer_bytes > shutil.disk_usage(folder.parent).free:
+        raise OSError(f"the disk has no room for {layers * layer_bytes / 1e9:.0f} GB of source, output and scratch")
     folder.mkdir()
     state = {name: tensor.detach() for name, tensor in model.skeleton.state_dict().items()}
     files: dict[str, dict[str, torch.Tensor]] = {}
@@ -147,7 +152,7 @@ def disk_rates(folder: Path, size: int = 1 << 30) -> dict[str, float]:
     return {"read": read, "write": write}
 
 
-def prune(source: Path, out: Path, stream: str) -> dict[str, Any]:
+def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str, Any]:
     """A run in this process: the pruning stage's seconds, those of reading and writing in it, and its peak memory.
 
     Reading goes on beside the rest; only the pruning stage reads layers here, since its calibration starts there.
@@ -177,10 +182,11 @@ def prune(source: Path, out: Path, stream: str) -> dict[str, Any]:
         f"calibration.num_sequences={SEQUENCES}",
         f"calibration.sequence_length={LENGTH}",
         "calibration.batch_size=1",
-        "expert_pruner.ratio=0.2",
+        f"expert_pruner.ratio={ratio}",
         "allocation=uniform",
-        "sparsity=0.4",
+        f"sparsity={ratio + 0.2}",
         "eval=none",
+        "cache=none",
         "name=scale",
         "save=true",
         f"stream={stream}",
@@ -190,9 +196,34 @@ def prune(source: Path, out: Path, stream: str) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     out.mkdir()
-    run(build(cfg), out, {str(key): value for key, value in config.items()})
+    with anonymous_memory() as peak:
+        run(build(cfg), out, {str(key): value for key, value in config.items()})
     cost = json.loads((out / "report.json").read_text())["cost"]["prune"]
-    return {"seconds": cost["wall_seconds"], **seconds, "peak_gb": cost["peak_host_gib"] * 1.073741824}
+    return {
+        "seconds": cost["wall_seconds"],
+        **seconds,
+        "peak_gb": cost["peak_host_gib"] * 1.073741824,
+        "anonymous_gb": peak[0],
+    }
+
+
+@contextmanager
+def anonymous_memory() -> Iterator[list[float]]:
+    """The most GB that were in use and in no file, looked at ten times a second: what the system cannot page out."""
+    peak, over = [0.0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            status = Path("/proc/self/status").read_text()
+            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e9)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -200,12 +231,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows:
         layers, size, disk = row["layers"], row["layer_gb"], row["disk"]
-        read, write = size * layers * 1e9 / row["read"], WRITTEN * size * layers * 1e9 / row["write"]
+        survivors = (1 - row["ratio"]) * size * layers * 1e9
+        read, write = survivors / row["read"], survivors / row["write"]
         values = (
             row["model"],
             layers,
             f"{size:.2f}",
+            f"{row['ratio']:.0%}",
             f"{row['peak_gb']:.2f}",
+            f"{row['anonymous_gb']:.2f}",
             f"{row['seconds'] / layers:.1f}",
             f"{row['read'] / layers:.1f}",
             f"{(row['seconds'] - row['write']) / layers:.1f}",

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build
 from stun_exp.overrides import CONFIG_NAME
+from stun_exp.report.sweep import SweepEnd, conclude, keep_error
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configs lie in the package, in a checkout beside it.
@@ -35,7 +36,11 @@ Examples:
 
 
 def job(cfg: DictConfig) -> None:
-    """Runs what `cfg` describes, in the output directory that Hydra made for it; exits with 1 if that fails."""
+    """Runs what `cfg` describes, in the output directory that Hydra made for it; exits with 1 if that fails.
+
+    In a sweep the failure is left in the run's folder, for the end of the sweep to tell: to raise it, or to exit, would
+    stop other runs under one launcher or another.
+    """
     settings = build(cfg)
     # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
     from stun_exp.progress import prepare_libraries
@@ -47,12 +52,18 @@ def job(cfg: DictConfig) -> None:
     assert isinstance(config, dict)
     here = HydraConfig.get()
     try:
-        run(settings, Path(here.runtime.output_dir), {str(key): value for key, value in config.items()})
+        run(
+            settings,
+            Path(here.runtime.output_dir),
+            {str(key): value for key, value in config.items()},
+            here.runtime.choices,
+        )
     except Exception as error:
-        _tell(error)
-        if here.mode == RunMode.MULTIRUN:
-            print(f"in the job {' '.join(here.overrides.task)}", file=sys.stderr)
-        sys.exit(1)
+        told = _tell(error)
+        if here.mode != RunMode.MULTIRUN:
+            sys.exit(1)
+        print(f"in the job {' '.join(here.overrides.task)}", file=sys.stderr)
+        keep_error(Path(here.runtime.output_dir), told, error)
 
 
 def inspect(overrides: list[str], conf: Path) -> None:
@@ -92,16 +103,24 @@ def main(conf: Path = CONF) -> None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if SweepEnd.folder is None:
+            raise
+        # A launcher lost a worker; what the others did is on disk.
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        conclude(SweepEnd.folder)
+        sys.exit(1)
 
 
-def _tell(error: Exception) -> None:
-    """Says why a job failed: in one line if that is the user's to mend."""
+def _tell(error: Exception) -> str:
+    """Says why a job failed, in one line if that is the user's to mend; gives that line."""
     # An OSError names its file. Our ValueErrors are for users; a library's may be our bug and keeps its traceback.
     ours = isinstance(error, OSError) or (isinstance(error, ValueError) and _raised_here(error))
     if SHOW_ALL or not ours:
         traceback.print_exception(error)
     else:
         print(f"error: {error}", file=sys.stderr)
+    return str(error) if ours else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _raised_here(error: Exception) -> bool:

@@ -24,17 +24,21 @@ def layer_ratios(
     if ratio == 0 or not allocation.measures:
         return [LayerRatios(ratio if layer.prunable else 0.0) for layer in budget.layers]
     units: list[Unit] = []
+    measured_layers = set()
     for step in walk:
         matrices = stage.matrices(step.layer)
         # A dense layer has nothing to prune under sparsity_scope=experts, and nothing to measure.
         if not matrices:
             continue
+        measured_layers.add(step.layer.index)
         by_unit: dict[int | None, list[Matrix]] = {}
         for matrix in matrices:
             by_unit.setdefault(matrix.expert if allocation.per_expert else None, []).append(matrix)
         measured = allocation.measure(_saliencies(stage, step, matrices, list(by_unit.values()), allocation))
         for (expert, unit), value in zip(by_unit.items(), measured, strict=True):
             units.append(Unit(step.layer.index, expert, sum(matrix.weight_OC.numel() for matrix in unit), value))
+    if walk.dense is not None:
+        walk.dense.walked(measured_layers)
     allotment = allocation.allocate([unit.measured for unit in units], [unit.size for unit in units], ratio)
     return ratios_of_layers(units, allotment, len(budget.layers), stage.pruner, warn)
 

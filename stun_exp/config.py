@@ -41,6 +41,7 @@ class Settings(Component):
     export: InstanceOf[Component]
     stream: InstanceOf[Component]
     tracker: InstanceOf[Component]
+    cache: InstanceOf[Component]
     # After the pruners: its check compares it with them, and pydantic checks fields in this order.
     sparsity: float = Field(ge=0, lt=1)
     sparsity_scope: Literal["experts", "decoder", "model"]

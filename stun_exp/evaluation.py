@@ -1,7 +1,11 @@
 """Benchmarks through lm-evaluation-harness: its tasks, its metrics, its standard errors."""
 
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +33,29 @@ class Metric:
     num_samples: int
     num_fewshot: int
     task_version: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of one benchmark: what tells it from others, and how the model did on it."""
+
+    benchmark: str
+    task: str
+    """The benchmark, or one of those that it is a group of."""
+    metric: str
+    doc: int
+    hash: str
+    """Of the item and of all that the model was shown for it."""
+    value: float
+    """The metric's; for perplexities and bits the item's negative log-likelihood, in nats."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What benchmarks say of a model: metrics as `task/metric,filter`, and the items that they are made of."""
+
+    metrics: dict[str, Metric]
+    samples: list[Sample]
 
 
 class Benchmark(Component):
@@ -62,6 +89,8 @@ class LMEval(Component):
     layer."""
     device_map: DeviceMap
     """`auto` spreads the model over all GPUs, and over host memory if transformers runs it; `none` takes one device."""
+    baseline: bool
+    """Whether the unpruned model is measured too: once for all runs that share a cache."""
 
     def prepare(self) -> "Prepared":
         """The benchmarks with their data.
@@ -71,7 +100,7 @@ class LMEval(Component):
         if self.backend == "vllm" and find_spec("vllm") is None:
             raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
         benchmarks = tuple((benchmark, _load(benchmark)) for benchmark in self.benchmarks.values())
-        return Prepared(benchmarks, self.limit, self.batch_size, self.backend, self.device_map)
+        return Prepared(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
 
 
 @dataclass(frozen=True)
@@ -83,11 +112,28 @@ class Prepared:
     batch_size: int = 1
     backend: Backend = "hf"
     device_map: DeviceMap = "none"
+    baseline: bool = False
 
-    def evaluate(self, model: "PreTrainedModel", tokenizer: Any, device: "torch.device") -> dict[str, Metric]:
-        """Every metric that the tasks define of a model in memory, as `task/metric,filter`."""
+    def depend_on(self) -> dict[str, Any]:
+        """All that the figures depend on besides the model and the device, as plain data."""
+        return {
+            "lm-eval": version("lm-eval"),
+            "limit": self.limit,
+            "batch size": self.batch_size,
+            "backend": self.backend,
+            "benchmarks": [
+                {
+                    "settings": benchmark.model_dump(),
+                    "tasks": {name: _digest(task) for name, task in found.tasks.items()},
+                }
+                for benchmark, found in self.benchmarks
+            ],
+        }
+
+    def evaluate(self, model: "PreTrainedModel", tokenizer: Any, device: "torch.device") -> Figures:
+        """Every metric that the tasks define of a model in memory."""
         if not self.benchmarks:
-            return {}
+            return Figures({}, [])
         from lm_eval.models.huggingface import HFLM
 
         kind = "seq2seq" if model.config.is_encoder_decoder else "causal"
@@ -96,7 +142,7 @@ class Prepared:
         )
         return self._measure(lm)
 
-    def evaluate_in_vllm(self, folder: Path, dtype: "torch.dtype", num_gpus: int) -> dict[str, Metric]:
+    def evaluate_in_vllm(self, folder: Path, dtype: "torch.dtype", num_gpus: int) -> Figures:
         """The same of a model on disk, with its own tokenizer, that vLLM reads by itself and spreads over GPUs."""
         from lm_eval.models.vllm_causallms import VLLM
 
@@ -104,12 +150,15 @@ class Prepared:
         dtype_name = str(dtype).removeprefix("torch.")
         return self._measure(_quiet(VLLM)(pretrained=str(folder), dtype=dtype_name, tensor_parallel_size=num_gpus))
 
-    def _measure(self, lm: Any) -> dict[str, Metric]:
+    def _measure(self, lm: Any) -> Figures:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
-        metrics: dict[str, Metric] = {}
+        figures = Figures({}, [])
         for benchmark, loaded in self.benchmarks:
-            metrics |= _run(benchmark, loaded, lm, self.limit)
-        return metrics
+            found = _run(benchmark, loaded, lm, self.limit)
+            figures.metrics.update(found.metrics)
+            figures.samples.extend(found.samples)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        return figures
 
 
 @dataclass(frozen=True)
@@ -148,7 +197,7 @@ def _load(benchmark: Benchmark) -> Loaded:
     return Loaded(manager, found["tasks"], found["groups"])
 
 
-def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> dict[str, Metric]:
+def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> Figures:
     import lm_eval
 
     own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
@@ -162,7 +211,7 @@ def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> di
         limit=limit,
         # Means have a closed form; the rest (perplexities) is resampled, and 100,000 times takes longer than the task.
         bootstrap_iters=1000,
-        log_samples=False,
+        log_samples=True,
     )
     assert results is not None
     metrics = {}
@@ -175,18 +224,38 @@ def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> di
         )
     for name, figures in {**results["results"], **results.get("groups", {})}.items():
         count = leaves.get(name) or sum(leaves[leaf] for leaf in _leaves(results["group_subtasks"], name))
-        version = str(results["versions"].get(name, "unknown"))
+        task_version = str(results["versions"].get(name, "unknown"))
         for key, value in figures.items():
             metric, comma, filter_ = str(key).partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = figures.get(f"{metric}_stderr,{filter_}")
             stderr = float(stderr) if isinstance(stderr, int | float) else None
-            metrics[f"{name}/{key}"] = Metric(float(value), stderr, count, benchmark.num_fewshot, version)
+            metrics[f"{name}/{key}"] = Metric(float(value), stderr, count, benchmark.num_fewshot, task_version)
     if f"{benchmark.task}/{benchmark.metric}" not in metrics:
         known = [key.partition("/")[2] for key in metrics if key.startswith(f"{benchmark.task}/")]
         raise ValueError(f"eval.benchmarks.{benchmark.task}.metric={benchmark.metric}: the task has {', '.join(known)}")
-    return metrics
+    return Figures(
+        metrics, [s for task, items in results["samples"].items() for s in _samples(benchmark.task, task, items)]
+    )
+
+
+def _samples(benchmark: str, task: str, items: list[dict[str, Any]]) -> Iterator[Sample]:
+    """The items of a task under each metric that gives a number for each item, or its likelihood and its length."""
+    for item in items:
+        shown = sha256("".join(item[f"{what}_hash"] for what in ("doc", "prompt", "target")).encode()).hexdigest()[:16]
+        for metric in item["metrics"]:
+            value = item[metric]
+            # Perplexities are made of (log-likelihood, number of words or bytes).
+            number = -value[0] if isinstance(value, tuple) else value
+            if isinstance(number, int | float):
+                yield Sample(benchmark, task, f"{metric},{item['filter']}", item["doc_id"], shown, float(number))
+
+
+def _digest(task: Any) -> str:
+    """Of a task's definition and data."""
+    data = {split: rows._fingerprint for split, rows in task.dataset.items()}
+    return sha256(json.dumps([task.dump_config(), data], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _quiet(backend: Any) -> Any:

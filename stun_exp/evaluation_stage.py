@@ -1,29 +1,36 @@
-"""The stage that measures the written checkpoint, as it lies on disk: what runs it, and on which devices."""
+"""The stage that measures a checkpoint as it lies on disk: what runs it, and on which devices."""
 
+import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
+from stun_exp.cache import Store
+from stun_exp.device import circumstances
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.disk.load import assemble
 from stun_exp.disk.place import Places, find_places, free_memory, place_of
-from stun_exp.evaluation import Metric, Prepared
+from stun_exp.evaluation import Metric, Prepared, Sample
 from stun_exp.moe.layers import layers_of
-from stun_exp.moe.skip import Skip, skip_experts
+from stun_exp.moe.skip import Skipped, skip_experts
 from stun_exp.nf4 import PartMemory, check_memory, memory
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of a written checkpoint, and how it was held while they were taken."""
+    """The figures of a checkpoint, and how it was held while they were taken."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
     memory: list[PartMemory] = field(default_factory=list)
     """Of each part of the layers, if they were held in 4 bits."""
-    skips: dict[int, Skip] = field(default_factory=dict)
+    skips: dict[int, Skipped] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    cached_seconds: float = 0.0
+    """What another run spent on it, if it was taken from the cache."""
 
 
 def check_backend(
@@ -50,32 +57,63 @@ def check_backend(
             raise ValueError(f"eval.backend=vllm: {what} eval.backend=hf")
 
 
-def evaluate_written(
+def evaluate(
     benchmarks: Prepared,
-    written: Checkpoint,
+    checkpoint: Checkpoint,
+    identity: Mapping[str, Any],
     tokenizer: Any,
     device: torch.device,
     nf4: bool,
     betas: Mapping[int, float],
+    store: Store,
 ) -> Evaluation:
-    """The benchmarks' figures of the checkpoint on disk, which is read again; nothing is loaded for no benchmarks.
+    """The benchmarks' figures of a checkpoint as it lies on disk; nothing is loaded for no benchmarks.
 
+    What was measured before of a checkpoint of this `identity`, under equal circumstances, is taken from the `store`.
     `betas` are the thresholds of the layers that skip experts. ValueError for layers that 4 bits did not reach, and for
     devices that are too small together.
     """
     if not benchmarks.benchmarks:
         return Evaluation()
+    key = {
+        "checkpoint": identity,
+        "dtype": str(checkpoint.dtype),
+        "nf4": nf4,
+        **circumstances(device),
+        "device map": benchmarks.device_map,
+        "betas": {str(layer): beta for layer, beta in betas.items()},
+        **benchmarks.depend_on(),
+    }
+    found = store.find("evaluations", key)
+    if found is not None:
+        return TypeAdapter(Evaluation).validate_python(found)
+    start = time.perf_counter()
+    evaluation = _measure(benchmarks, checkpoint, tokenizer, device, nf4, betas)
+    store.add("evaluations", key, asdict(evaluation) | {"cached_seconds": time.perf_counter() - start})
+    return evaluation
+
+
+def _measure(
+    benchmarks: Prepared,
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    device: torch.device,
+    nf4: bool,
+    betas: Mapping[int, float],
+) -> Evaluation:
     if benchmarks.backend == "vllm":
         torch.cuda.empty_cache()  # it takes its share of the whole GPU, and counts our unused pool as taken
         num_gpus = torch.cuda.device_count() if benchmarks.device_map == "auto" else 1
-        return Evaluation(benchmarks.evaluate_in_vllm(written.path, written.dtype, max(num_gpus, 1)))
-    places, warnings = _places(benchmarks, written, device, nf4)
-    model = load_pruned(written.path, device, nf4, places)
-    held = memory(layers_of(model, written.family), written.outlines) if nf4 else []
+        figures = benchmarks.evaluate_in_vllm(checkpoint.path, checkpoint.dtype, max(num_gpus, 1))
+        return Evaluation(figures.metrics, figures.samples)
+    places, warnings = _places(benchmarks, checkpoint, device, nf4)
+    model = assemble(checkpoint, device, nf4, places=places)
+    held = memory(layers_of(model, checkpoint.family), checkpoint.outlines) if nf4 else []
     check_memory(held)
-    with skip_experts(model, written.family, betas) as skips:
-        metrics = benchmarks.evaluate(model, tokenizer, device)
-    return Evaluation(metrics, held, skips, warnings)
+    with skip_experts(model, checkpoint.family, betas) as skips:
+        figures = benchmarks.evaluate(model, tokenizer, device)
+    skipped = {layer: skip.so_far() for layer, skip in skips.items()}
+    return Evaluation(figures.metrics, figures.samples, held, skipped, warnings)
 
 
 def _places(

@@ -28,7 +28,7 @@ from stun_exp.report.seen import Seen
 from stun_exp.weight_stage import PrunedLayer
 
 JOURNAL = "journal.jsonl"
-WITHOUT_EFFECT = {"name", "tracker", "save", "dry_run", "resume", "eval", "skipping", "export", "stream"}
+WITHOUT_EFFECT = {"name", "tracker", "save", "dry_run", "resume", "eval", "skipping", "export", "stream", "cache"}
 """Settings that cannot change the pruned weights: an interrupted run may go on with others."""
 VERSIONS = ("stun-exp", "torch", "transformers")
 T = TypeVar("T")
@@ -187,7 +187,7 @@ def made_of(
         "calibration tokens": tokens_sha256,
         "training tokens": sha256(training_NT.numpy().tobytes()).hexdigest(),
         **{f"checksum of {name}": digest_of(checkpoint.path / name) for name in ("config.json", INDEX)},
-        **{f"bytes of {file.name}": file.stat().st_size for file in files},
+        **{f"size and time of {file.name}": [(about := file.stat()).st_size, about.st_mtime_ns] for file in files},
     }
 
 

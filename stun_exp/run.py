@@ -1,8 +1,10 @@
 """One run, top to bottom: checkpoint -> experts -> weights -> written checkpoint -> benchmarks -> report."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -10,20 +12,24 @@ from transformers import AutoTokenizer
 
 from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import Budget, budget_of, expected_counts
+from stun_exp.cache import Store
 from stun_exp.calibration import decoder_start
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.shards import Shard, write_file
 from stun_exp.disk.writer import CheckpointWriter
-from stun_exp.evaluation_stage import check_backend, evaluate_written
+from stun_exp.evaluation_stage import check_backend, evaluate
 from stun_exp.export.protocol import Pruned
+from stun_exp.finished import fingerprint_of, is_finished, is_over
 from stun_exp.journal import Allocated, FinishedLayer, Journal, Recovered, made_of
+from stun_exp.known import DenseInputs, Known, calibrated_on
 from stun_exp.lock import alone_in
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.nf4 import as_quantised
+from stun_exp.progress import console
 from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
 from stun_exp.report.card import command_of, model_card
 from stun_exp.report.dry_run import print_budget
-from stun_exp.report.ledger import Ledger, provenance, write_json
+from stun_exp.report.ledger import SCHEMA, Ledger, provenance, write_json, write_samples
 from stun_exp.report.seen import LayerDiagnostics
 from stun_exp.report.tables import results_table
 from stun_exp.stages import check_pattern, plan_experts
@@ -34,28 +40,42 @@ from stun_exp.verification import count_written, measured_sparsity, off_target, 
 from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers
 
 
-def run(settings: Any, out: Path, config: dict[str, Any]) -> None:
+def run(
+    settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str, str | None] = MappingProxyType({})
+) -> None:
     """Executes the pipeline and leaves its artifacts in `out`; ValueError or OSError for what the user can mend.
 
-    `settings` are the checked components, `config` the same settings as plain data, for the report. What is finished
-    in `out`, by a run that was interrupted, is not done again.
+    `settings` are the checked components, `config` the same settings as plain data and `choices` what was chosen for
+    each group, for the report. What is finished in `out`, by a run that was interrupted, is not done again; nothing is
+    if all of it is.
     """
     with alone_in(out):
-        _run(settings, out, config)
+        _run(settings, out, config, choices)
 
 
-def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
+def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str, str | None]) -> None:
     pruner, scope = settings.unstructured_pruner, settings.sparsity_scope
     device = settings.model.torch_device()
     in_nf4 = settings.model.load == "nf4"
     held: Held = as_quantised if in_nf4 else as_it_is
     keep = settings.save or settings.export.keeps_checkpoint
     ledger = Ledger(device)
-    anew = _is_over(out) or settings.resume == "restart"
+    store = Store(settings.cache, ledger.warn)
 
     with ledger.stage("open"):
         checkpoint: Checkpoint = settings.model.open(settings.stream.scratch(out))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=settings.model.trust_remote_code)
+        tokens = settings.calibration.tokens(tokenizer, settings.seed, decoder_start(checkpoint.config))
+        training_NT = training_sequences(
+            settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
+        )
+        ingredients = made_of(config, checkpoint, device, tokens.sha256, training_NT)
+        fingerprint = fingerprint_of(ingredients, config)
+        if settings.resume == "continue" and not settings.dry_run and is_finished(out, fingerprint):
+            console.print(f"{out}: finished earlier with these settings, nothing to do", soft_wrap=True)
+            if not keep:  # it was stopped on its last step
+                shutil.rmtree(out / "checkpoint", ignore_errors=True)
+            return
         benchmarks = settings.eval.prepare()
         gates = gate_statistics(settings.skipping, checkpoint)
         check_backend(benchmarks, checkpoint, in_nf4, bool(gates))
@@ -69,10 +89,6 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
                 f"calibration.sequence_length={settings.calibration.sequence_length}: the model takes at most {longest}"
                 f" tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
             )
-        tokens = settings.calibration.tokens(tokenizer, settings.seed, decoder_start(checkpoint.config))
-        training_NT = training_sequences(
-            settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
-        )
         if how := checkpoint.packing.method:
             ledger.warn(f"the checkpoint is packed ({how}): unpacked on reading, and written in {checkpoint.dtype}")
         for part, keys in checkpoint.keys.unused.items():
@@ -90,7 +106,8 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         print_budget(checkpoint, budget, ratio, tokens.num_tokens)
         return
 
-    journal = Journal(out, made_of(config, checkpoint, device, tokens.sha256, training_NT), anew)
+    anew = is_over(out) or settings.resume == "restart"
+    journal = Journal(out, ingredients, anew)
     if anew:
         shutil.rmtree(out / "recovery", ignore_errors=True)
         (out / "report.json").unlink(missing_ok=True)
@@ -100,15 +117,18 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
 
     spill = settings.stream.spill(out)
 
-    def walk(what: str, plan: Plan | None = None, runs: bool = True) -> Walk:
-        return Walk(checkpoint, tokens.batches_BT, device, what, plan, runs, tokens.targets_BT, held, spill)
+    def walk(what: str, plan: Plan | None = None, runs: bool = True, **more: Any) -> Walk:
+        return Walk(checkpoint, tokens.batches_BT, device, what, plan, runs, tokens.targets_BT, held, spill, **more)
+
+    known = Known(store, calibrated_on(checkpoint, tokens, in_nf4, device))
 
     with ledger.stage("experts") as cost:
         plan = journal.find("experts", Plan)
         if plan is None:
             seen, reference = walk("choosing experts"), walk("full model")
-            plan = plan_experts(checkpoint, settings.expert_pruner, seen, reference)
+            plan = plan_experts(checkpoint, settings.expert_pruner, seen, reference, known)
             cost.forward_passes = seen.forward_passes + reference.forward_passes
+            cost.charge(known.take_saved())
             journal.add("experts", plan, cost.forward_passes)
         for warning in plan.warnings:
             ledger.warn(warning)
@@ -125,10 +145,12 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     with ledger.stage("allocate") as cost:
         allocated = journal.find("allocate", Allocated)
         if allocated is None:
-            allocating, said = walk("allocating", plan, stage.needs_data), list[str]()
+            dense, said = DenseInputs(known, plan, stage.gathers(pruner.saliency_statistic(1))), list[str]()
+            allocating = walk("allocating", plan, stage.needs_data and not dense.complete, dense=dense)
             ratios = layer_ratios(stage, settings.allocation, budget, ratio, allocating, said.append)
             allocated = Allocated(ratios, said)
             cost.forward_passes = allocating.forward_passes
+            cost.charge(known.take_saved())
             journal.add("allocate", allocated, cost.forward_passes)
         for warning in allocated.warnings:
             ledger.warn(warning)
@@ -136,7 +158,12 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
             ledger.warn("the allocation has no effect: the weight stage has nothing to prune")
     with ledger.stage("prune") as cost:
         pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
-        diagnostics = LayerDiagnostics(stage.prunable, found.seen)
+        one_batch = None
+        if pruner.inputs == "dense":
+            one_batch, pruning.dense = 1, DenseInputs(known, plan, stage.gathers(pruner.statistic(1)))
+            if pruning.dense.complete:  # the first batch goes along, for the reconstruction error
+                pruning.take_batches(one_batch)
+        diagnostics = LayerDiagnostics(stage.prunable, found.seen, one_batch)
         pruning.edit = diagnostics.before(plan, checkpoint.read_layer)
 
         def record(step: Step, pruned: PrunedLayer, shard: Shard) -> None:
@@ -145,6 +172,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
 
         pruned = prune_layers(stage, allocated.layers, pruning, writer, diagnostics.watch, found.pruned, record)
         cost.forward_passes = pruning.forward_passes
+        cost.charge(known.take_saved())
         for index, layer in enumerate(pruned):
             for warning in layer.warnings:
                 ledger.warn(warning)
@@ -160,7 +188,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
             to_train = PrunedOnDisk(checkpoint, plan, out, device, training_NT, settings.seed, ledger.warn)
             recovery = settings.recovery.recover(to_train)
             if recovery is not None:
-                journal.add("recover", Recovered(recovery, writer.shards_now()))
+                journal.add("recover", Recovered(recovery, writer.rehash()))
     with ledger.stage("verify"):
         written = Checkpoint(out / "checkpoint", None)
         on_disk = count_written(written, scope)
@@ -187,20 +215,33 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         if thresholds and keep:
             ledger.warn("the written checkpoint does not skip: the thresholds are in report.json alone")
         cost.forward_passes = gating.forward_passes
-    with ledger.stage("evaluate"):
+    with ledger.stage("evaluate") as cost:
         betas = {index: threshold.beta for index, threshold in thresholds.items()}
-        measured = evaluate_written(benchmarks, written, tokenizer, device, in_nf4, betas)
+        weights = written.identity({shard.name: shard.sha256 for shard in writer.shards.values()})
+        measured = evaluate(benchmarks, written, weights, tokenizer, device, in_nf4, betas, store)
+        cost.cached_seconds = measured.cached_seconds
         for warning in measured.warnings:
             ledger.warn(warning)
         metrics_json = {key: asdict(metric) for key, metric in measured.metrics.items()}
         write_json(out / "metrics.json", metrics_json)
+        write_samples(out / "samples.jsonl", measured.samples)
+    with ledger.stage("baseline") as cost:
+        unpruned = None
+        if benchmarks.baseline:
+            whole = checkpoint.identity()
+            unpruned = evaluate(benchmarks, checkpoint, whole, tokenizer, device, in_nf4, {}, store)
+            cost.cached_seconds = unpruned.cached_seconds
+            write_samples(out / "baseline_samples.jsonl", unpruned.samples)
 
     journal.charge(ledger.costs)
     before = [layer.num_experts for layer in plan.layers]
     after = [len(layer.groups) for layer in plan.layers]
     report = {
+        "schema": SCHEMA,
         "name": settings.name,
         "seed": settings.seed,
+        "fingerprint": fingerprint,
+        "choices": dict(choices),
         "settings": config,
         "model": {
             "source": settings.model.path,
@@ -216,6 +257,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
         "skipping": skipping_json(thresholds, measured.skips),
         "memory": [asdict(part) for part in measured.memory],
         "metrics": metrics_json,
+        "baseline": unpruned and {"metrics": {key: asdict(metric) for key, metric in unpruned.metrics.items()}},
         "cost": ledger.cost(),
         "warnings": ledger.warnings,
         "provenance": provenance(device, tokens.sha256),
@@ -232,14 +274,6 @@ def _run(settings: Any, out: Path, config: dict[str, Any]) -> None:
     except Exception as error:  # whatever a tracker does, the run's files are on disk and stay
         ledger.warn(f"the tracker failed ({type(error).__name__}: {error}); the results are in {out}")
         write_json(out / "report.json", report)
-
-
-def _is_over(out: Path) -> bool:
-    """Whether the folder is a finished run's; ValueError if it keeps that run's checkpoint."""
-    over = (out / "report.json").exists()
-    if over and (out / "checkpoint").exists():
-        raise ValueError(f"hydra.run.dir={out} keeps a finished run's checkpoint; delete it or choose another folder")
-    return over
 
 
 def _weights_ratio(budget: Budget, pruner: Any) -> float:

@@ -1,14 +1,18 @@
 """The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import repeat
+from typing import Any
 
 from torch import Tensor
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
-from stun_exp.moe.observe import chunk_tokens, observe
+from stun_exp.known import Known, Saved
+from stun_exp.moe.observe import Statistic, chunk_tokens, observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import RoutedOutputs
 from stun_exp.stream import Step, Walk
@@ -44,11 +48,11 @@ def moe_layers(checkpoint: Checkpoint) -> list[LayerOnDisk]:
     return [LayerOnDisk(checkpoint, index) for index in layers]
 
 
-def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, reference: Walk) -> Plan:
+def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, reference: Walk, known: Known) -> Plan:
     """The expert pruner's plan for all layers with experts.
 
-    Walks the model only if the pruner wants data; a progressive pruner meets each layer behind the pruned ones, with
-    what the `reference`, the full model on the same tokens, gives there.
+    Walks the model only if the pruner wants data that is not `known`; a progressive pruner meets each layer behind the
+    pruned ones, with what the `reference`, the full model on the same tokens, gives there.
     """
     layers = moe_layers(checkpoint)
     # A ratio that is no setting is a replayed plan's, which has its counts already.
@@ -61,28 +65,63 @@ def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, refer
         plan = pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])
         return replace(plan, warnings=[*missed, *plan.warnings])
 
-    by_index = {layer.index: (layer, n) for layer, n in zip(layers, kept, strict=True)}
-    progressive = getattr(pruner, "progressive", False)
+    made = known.plan(pruner)
+    if made is None:
+        start = time.perf_counter()
+        kept_of = {layer.index: (layer, n) for layer, n in zip(layers, kept, strict=True)}
+        made = pruner.plan(_findings(pruner, kept_of, statistics, walk, reference, known))
+        passes = walk.forward_passes + reference.forward_passes
+        known.keep_plan(pruner, made, Saved(time.perf_counter() - start, passes))
+    return replace(made, warnings=[*missed, *made.warnings])
+
+
+def _findings(
+    pruner: ExpertPruner,
+    kept_of: Mapping[int, tuple[LayerOnDisk, int]],
+    statistics: dict[int, list[Statistic]],
+    walk: Walk,
+    reference: Walk,
+    known: Known,
+) -> list[Any]:
+    """What the pruner finds in each layer, with data that is known or gathered in a walk."""
     findings = []
+    progressive = getattr(pruner, "progressive", False)
+    if not progressive and all(known.holds(index, one) for index, gathered in statistics.items() for one in gathered):
+        for index, (layer, num_kept) in kept_of.items():
+            gathered = statistics.pop(index)
+            _missing(known, index, gathered)
+            findings.append(pruner.examine(layer, gathered, num_kept))
+        return findings
     for step, full in zip(walk, reference if progressive else repeat(None), strict=progressive):
-        if step.layer.index not in by_index:
+        if step.layer.index not in kept_of:
             continue
-        layer, num_kept = by_index[step.layer.index]
+        layer, num_kept = kept_of[step.layer.index]
         gathered = statistics.pop(layer.index)
         if full is not None:
             outputs_TD = _routed_outputs(full)
             for statistic in gathered:
                 statistic.reach(outputs_TD)
-        with observe(step.layer, gathered):
-            every = chunk_tokens(gathered) is not None
-            step.forward(layer.num_experts / layer.top_k if every else 1.0)
+        missing = gathered if progressive else _missing(known, layer.index, gathered)
+        passes = 1.0 if chunk_tokens(missing) is None else layer.num_experts / layer.top_k
+        # What is gathered behind pruned layers is of no use to another run.
+        keeping = nullcontext() if progressive else known.keeping(layer.index, missing, passes / step.num_layers)
+        with keeping, observe(step.layer, missing):
+            step.forward(passes)
         finding = pruner.examine(layer, gathered, num_kept)
         findings.append(finding)
         if progressive:
             step.layer.apply(finding)
             step.changed()
-    plan = pruner.plan(findings)
-    return replace(plan, warnings=[*missed, *plan.warnings])
+    return findings
+
+
+def _missing(known: Known, layer: int, statistics: Sequence[Statistic]) -> list[Statistic]:
+    """Those of a layer's statistics that nobody has gathered yet; the others are filled."""
+    spent = [known.restore_(layer, statistic) for statistic in statistics]
+    missing = [statistic for statistic, saved in zip(statistics, spent, strict=True) if saved is None]
+    if not missing:  # else the layer is run, and what is known costs nothing more
+        known.charge(max(filter(None, spent), key=lambda saved: saved.forward_passes))
+    return missing
 
 
 def missed_ratio(layers: Sequence[ExpertSource], ratio: float, kept: Sequence[int]) -> list[str]:

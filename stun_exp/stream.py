@@ -6,6 +6,7 @@ Shapes: B sequences of a batch, T tokens, D hidden size.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.scratch import IN_MEMORY, Spill, give_back
+from stun_exp.known import DenseInputs
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import Plan
 from stun_exp.progress import track
@@ -38,11 +40,16 @@ class Step:
         arguments: list[Arguments],
         held: Held = as_it_is,
         spill: Spill = IN_MEMORY,
+        dense: DenseInputs | None = None,
+        num_layers: int = 1,
     ):
         self.layer = layer
+        self.num_layers = num_layers
         self.held = held
         self.spill = spill
         self.hidden_BTD = hidden_BTD
+        self.dense = dense
+        """What is known of its inputs, if they come through layers as the expert stage left them."""
         self._arguments = arguments
         self.outputs_BTD: list[Tensor] | None = None
         self.handed_on: list[dict[int, Any]] = []
@@ -50,8 +57,10 @@ class Step:
         self.passes = 0.0
 
     @torch.inference_mode()
-    def forward(self, passes: float = 1.0) -> None:
-        """Runs every batch through the layer as it is now; its outputs feed the next layer unless it is changed.
+    def forward(self, passes: float = 1.0, batches: int | None = None) -> None:
+        """Runs the first few batches, or all, through the layer as it is now.
+
+        The outputs feed the next layer unless it is changed.
 
         `passes` is what it counts for: observed so that every expert runs on every token, a layer does the work of
         num_experts / top_k ordinary passes.
@@ -59,11 +68,11 @@ class Step:
         self.outputs_BTD, self.handed_on = [], []
         device = next(self.layer.module.parameters()).device
         with self.held(self.layer):
-            for hidden, (args, kwargs) in zip(self.hidden_BTD, self._arguments, strict=True):
+            for hidden, (args, kwargs) in islice(zip(self.hidden_BTD, self._arguments, strict=True), batches):
                 output = self.layer.module(hidden.to(device), *args, **kwargs)
                 self.spill.keep(self.outputs_BTD, output[0] if isinstance(output, tuple) else output)
                 self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
-        self.passes += passes
+        self.passes += passes * len(self.outputs_BTD) / max(len(self.hidden_BTD), 1)
 
     def changed(self) -> None:
         """Says that the layer's weights are no longer those that `forward` ran with."""
@@ -78,7 +87,8 @@ class Walk:
     sees what its predecessors have become. Hidden states that take more room than `spill` allows lie in files.
     An encoder-decoder takes `targets_BT` besides: what its decoder reads of each batch. With `runs` off the layers are
     only read and yielded, for work that looks at weights alone. `held` says how the weights are held while a layer
-    runs; the caller sees and changes the layer's own. `forward_passes` counts whole-model passes.
+    runs; the caller sees and changes the layer's own. `dense` is what is known of the layers' inputs, where these come
+    through layers as the plan leaves them. `forward_passes` counts whole-model passes over all calibration tokens.
     """
 
     def __init__(
@@ -92,10 +102,12 @@ class Walk:
         targets_BT: Sequence[Tensor] = (),
         held: Held = as_it_is,
         spill: Spill = IN_MEMORY,
+        dense: DenseInputs | None = None,
     ):
         self.checkpoint = checkpoint
         self.plan = plan
         self.spill = spill
+        self.dense = dense
         self.tokens_BT = tokens_BT
         self.targets_BT = targets_BT
         self.device = device
@@ -103,11 +115,18 @@ class Walk:
         self.edit: Callable[[MoELayer], None] = lambda layer: None
         self.runs = runs
         self.held = held
+        self.share = 1.0
         self.layer_passes = 0.0
 
     @property
     def forward_passes(self) -> float:
-        return self.layer_passes / self.checkpoint.num_layers
+        return self.share * self.layer_passes / self.checkpoint.num_layers
+
+    def take_batches(self, number: int) -> None:
+        """Goes on with the first few of the batches alone."""
+        total = len(self.tokens_BT)
+        self.tokens_BT, self.targets_BT = self.tokens_BT[:number], self.targets_BT[:number]
+        self.share = len(self.tokens_BT) / total
 
     def __iter__(self) -> Iterator[Step]:
         # While a layer is at work the next one is read.
@@ -127,7 +146,7 @@ class Walk:
             give_back()
 
     def _steps(self, reader: Executor) -> Iterator[Step]:
-        first = 0
+        first, num_layers = 0, self.checkpoint.num_layers
         outputs_BTD: list[Tensor] = []
         layers = self._layers(reader)
         for stack in self.checkpoint.stacks:
@@ -139,7 +158,7 @@ class Walk:
                 layer = next(layers)
                 self.edit(layer)
                 layer.module.to(self.device)
-                step = Step(layer, hidden_BTD, arguments[number], self.held, self.spill)
+                step = Step(layer, hidden_BTD, arguments[number], self.held, self.spill, self.dense, num_layers)
                 yield step
                 # Nobody takes what the last layer of all gives; an encoder's last feeds the decoder.
                 if self.runs and step.outputs_BTD is None and layer.index + 1 < self.checkpoint.num_layers:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.observe import observe
-from stun_exp.moe.skip import GateRatios, Skip
+from stun_exp.moe.skip import GateRatios, Skipped
 from stun_exp.skipping.protocol import Skipping
 from stun_exp.stages import moe_layers
 from stun_exp.stream import Walk
@@ -42,7 +42,7 @@ def layer_thresholds(skipping: Skipping, statistics: dict[int, GateRatios], walk
     return thresholds
 
 
-def skipping_json(thresholds: Mapping[int, Threshold], skips: Mapping[int, Skip]) -> dict[str, Any] | None:
+def skipping_json(thresholds: Mapping[int, Threshold], skips: Mapping[int, Skipped]) -> dict[str, Any] | None:
     """The report's `skipping`: shares of the tokens' experts that were skipped, overall and by layer; None if off.
 
     `evaluation` counts every token that the benchmarks ran, padding included; it is null if they ran none.
@@ -53,7 +53,7 @@ def skipping_json(thresholds: Mapping[int, Threshold], skips: Mapping[int, Skip]
     return {
         # Every layer saw the same tokens.
         "calibration": sum(threshold.calibration for threshold in thresholds.values()) / len(thresholds),
-        "evaluation": sum(int(skip.skipped) for skip in skips.values()) / total if total else None,
+        "evaluation": sum(skip.skipped for skip in skips.values()) / total if total else None,
         "per_layer": [
             {
                 "layer": index,

@@ -1,15 +1,17 @@
 """The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.budget import Scope, kinds_in_scope
 from stun_exp.disk.shards import Shard
 from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.known import Saved, made_as
 from stun_exp.moe.inputs import InputStatistics, SharedInputs
 from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.moe.observe import Statistic, observe
@@ -49,6 +51,17 @@ class WeightStage:
         if not self.pruner.attention:
             kinds = kinds - {"attention"}
         return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
+
+    def gathers(self, statistic: InputStatistic | None) -> dict[str, Any]:
+        """All on which it depends what is gathered of a model; `statistic` is an empty one."""
+        pruner = self.pruner
+        return {
+            "scope": self.scope,
+            "attention": pruner.attention,
+            "min_tokens": pruner.min_tokens,
+            "starved": pruner.starved,
+            "gathered": statistic and made_as(statistic),
+        }
 
     def matrices(self, layer: MoELayer) -> list[Matrix]:
         """All that may be pruned; ValueError that names one with NaN or infinity in it."""
@@ -90,6 +103,24 @@ class WeightStage:
         layer = step.layer
         # It needs data, so there is a statistic.
         statistic_of = cast(Callable[[int], InputStatistic], make or self.pruner.statistic)
+        if step.dense is None or not matrices:
+            return self._gather(step, matrices, statistic_of)
+        widths = {matrix.feed: matrix.weight_OC.shape[1] for matrix in matrices}
+        empty = {feed: statistic_of(width) for feed, width in widths.items()}
+        known = step.dense.find(layer.index, empty)
+        if known is None:
+            start, before = time.perf_counter(), step.passes
+            known = self._gather(step, matrices, statistic_of)
+            spent = Saved(time.perf_counter() - start, (step.passes - before) / step.num_layers)
+            step.dense.keep(layer.index, empty, *known, spent)
+        elif step.hidden_BTD and step.outputs_BTD is None:
+            step.forward()
+        return known
+
+    def _gather(
+        self, step: Step, matrices: Sequence[Matrix], statistic_of: Callable[[int], InputStatistic]
+    ) -> tuple[dict[str, InputStatistic], list[int]]:
+        layer = step.layer
         inputs = InputStatistics(layer, matrices, statistic_of)
         tokens = ExpertTokens(layer.num_experts)
         self._run(step, [inputs, tokens])
@@ -212,14 +243,19 @@ def prune_layers(
     not pruned again.
     """
     pruned = dict(finished)
+    prunable = set()
     missing = [index for index in range(len(ratios)) if index not in finished]
     for step in walk if missing else ():
         layer = step.layer
+        if stage.prunable(layer):
+            prunable.add(layer.index)
         if layer.index in missing:
             with watch(step):
                 pruned[layer.index] = stage.prune_(step, ratios[layer.index])
             done(step, pruned[layer.index], writer.write_layer(layer))
         elif walk.runs and stage.pruner.inputs == "pruned":
             writer.restore_(layer)
+    if walk.dense is not None:
+        walk.dense.walked(prunable)
     writer.finish()
     return [pruned[index] for index in range(len(ratios))]

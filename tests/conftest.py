@@ -254,7 +254,7 @@ def run_with() -> Callable[..., dict[str, Any]]:
     """(folder, overrides) -> the report of one run on the CPU into that folder, no benchmarks; {} if it left none."""
 
     def go(out: Path, *overrides: str) -> dict[str, Any]:
-        base = ["model=local", "model.device=cpu", "eval=none", "name=test"]
+        base = ["model=local", "model.device=cpu", "eval=none", "name=test", "cache=none"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", [*base, *overrides])
         out.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -12,13 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from stun_exp.cache import CacheFolder, NoCache, Store
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
-from stun_exp.evaluation import BUNDLED, Benchmark, LMEval, NoEvaluation, Prepared
-from stun_exp.evaluation_stage import Evaluation, check_backend, evaluate_written
+from stun_exp.disk.load import assemble, load_pruned
+from stun_exp.evaluation import BUNDLED, Benchmark, Figures, LMEval, NoEvaluation, Prepared
+from stun_exp.evaluation_stage import Evaluation, check_backend, evaluate
 from stun_exp.toy import WEIGHTS
 
 CPU = torch.device("cpu")
+NOTHING_KEPT = Store(NoCache(), pytest.fail)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +31,17 @@ def toy() -> PreTrainedModel:
 
 def one(task: str, shots: int, metric: str, include: str | None = BUNDLED, **how: Any) -> LMEval:
     benchmark = Benchmark(task=task, include=include, num_fewshot=shots, metric=metric)
-    how = {"backend": "hf", "device_map": "none"} | how
+    how = {"backend": "hf", "device_map": "none", "baseline": False} | how
     return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4, **how)
 
 
 def test_none_measures_nothing(toy: PreTrainedModel) -> None:
-    assert NoEvaluation().prepare().evaluate(toy, None, CPU) == {}
+    assert NoEvaluation().prepare().evaluate(toy, None, CPU) == Figures({}, [])
 
 
 def test_a_figure_carries_what_moves_it(toy: PreTrainedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    metrics = one("toy_arc", 0, "acc_norm,none").prepare().evaluate(toy, tokenizer, CPU)
+    metrics = one("toy_arc", 0, "acc_norm,none").prepare().evaluate(toy, tokenizer, CPU).metrics
     assert {"toy_arc/acc,none", "toy_arc/acc_norm,none"} == metrics.keys()
     figure = metrics["toy_arc/acc,none"]
     assert (figure.num_samples, figure.num_fewshot, figure.task_version) == (4, 0, "1.0")
@@ -50,14 +53,14 @@ def test_a_figure_carries_what_moves_it(toy: PreTrainedModel) -> None:
 def test_generation_is_exact_match_under_both_filters(toy: PreTrainedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     evaluation = one("toy_gsm8k", 5, "exact_match,strict-match")
-    metrics = evaluation.prepare().evaluate(toy, tokenizer, CPU)
+    metrics = evaluation.prepare().evaluate(toy, tokenizer, CPU).metrics
     assert metrics.keys() == {"toy_gsm8k/exact_match,strict-match", "toy_gsm8k/exact_match,flexible-extract"}
     assert {figure.num_fewshot for figure in metrics.values()} == {5}
 
 
 def test_a_group_counts_its_subjects_items(toy: PreTrainedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    metrics = one("toy_mmlu", 0, "acc,none").prepare().evaluate(toy, tokenizer, CPU)
+    metrics = one("toy_mmlu", 0, "acc,none").prepare().evaluate(toy, tokenizer, CPU).metrics
     subjects = [figure for key, figure in metrics.items() if key.startswith("toy_mmlu_")]
     assert metrics["toy_mmlu/acc,none"].num_samples == sum(figure.num_samples for figure in subjects) >= 8
 
@@ -121,7 +124,9 @@ def seq2seq_task(folder: Path, settings: str, rows: list[dict[str, Any]]) -> LME
     )
     metric = "exact_match,none" if "exact_match" in settings else "acc,none"
     benchmark = Benchmark(task="own", include=str(folder), num_fewshot=0, metric=metric)
-    return LMEval(benchmarks={"own": benchmark}, limit=None, batch_size=3, backend="hf", device_map="none")
+    return LMEval(
+        benchmarks={"own": benchmark}, limit=None, batch_size=3, backend="hf", device_map="none", baseline=False
+    )
 
 
 QUESTIONS = [list(range(first, first + 2 + first % 5)) for first in range(1, 9)]
@@ -155,7 +160,7 @@ def test_an_encoder_decoder_scores_targets_given_sources(
         "output_type: multiple_choice\ndoc_to_choice: '{{[a, b]}}'\ndoc_to_target: gold\n"
         "target_delimiter: ''\nmetric_list:\n  - metric: acc\n"
     )
-    metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU)
+    metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU).metrics
     assert metrics["own/acc,none"].value == 1
 
 
@@ -179,7 +184,7 @@ def test_an_encoder_decoder_generates_from_the_source(translator: tuple[PreTrain
         "output_type: generate_until\ndoc_to_target: '{{a}}'\ngeneration_kwargs:\n  until: ['w63']\n"
         "  max_length: 7\nmetric_list:\n  - metric: exact_match\n"
     )
-    metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU)
+    metrics = seq2seq_task(tmp_path, settings, rows).prepare().evaluate(model, tokenizer, CPU).metrics
     assert metrics["own/exact_match,none"].value == 1
 
 
@@ -190,7 +195,7 @@ def written_figures(folder: Path, device: torch.device = CPU, nf4: bool = False,
     """Of the checkpoint in a folder: the perplexity of four texts, which any change of the weights moves."""
     benchmarks = one("toy_text", 0, "word_perplexity,none", **how).prepare()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return evaluate_written(benchmarks, Checkpoint(folder, None), tokenizer, device, nf4, {})
+    return evaluate(benchmarks, Checkpoint(folder, None), {}, tokenizer, device, nf4, {}, NOTHING_KEPT)
 
 
 def flip_bit(file: Path, key: str) -> None:
@@ -225,9 +230,9 @@ def test_in_4_bits_the_figures_differ_and_the_memory_is_told() -> None:
 
 def test_without_benchmarks_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model larger than the device is pruned all the same."""
-    monkeypatch.delattr("stun_exp.evaluation_stage.load_pruned")
+    monkeypatch.delattr("stun_exp.evaluation_stage.assemble")
     written = Checkpoint(WEIGHTS, None)
-    assert evaluate_written(NoEvaluation().prepare(), written, None, CPU, True, {0: 0.5}) == Evaluation()
+    assert evaluate(NoEvaluation().prepare(), written, {}, None, CPU, True, {0: 0.5}, NOTHING_KEPT) == Evaluation()
 
 
 # --- Several devices
@@ -244,6 +249,7 @@ def test_layers_in_host_memory_give_the_same_figures(monkeypatch: pytest.MonkeyP
     names = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
     places = dict.fromkeys(names, CPU) | {f"model.layers.{index}": "cpu" for index in (1, 2, 3)}
     monkeypatch.setattr("stun_exp.evaluation_stage.find_places", lambda *_: places)
+    monkeypatch.setattr("stun_exp.evaluation_stage.circumstances", lambda device: {})
     parted = written_figures(WEIGHTS, torch.device("cuda"), device_map="auto")
     assert parted.metrics == written_figures(WEIGHTS).metrics
     [warning] = parted.warnings
@@ -253,11 +259,12 @@ def test_layers_in_host_memory_give_the_same_figures(monkeypatch: pytest.MonkeyP
 def test_a_first_gpu_that_takes_everything_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
 
-    def load(path: Path, device: torch.device, nf4: bool, places: Any) -> PreTrainedModel:
+    def load(checkpoint: Checkpoint, device: torch.device, nf4: bool, places: Any) -> PreTrainedModel:
         loaded.append(places)
-        return load_pruned(path, CPU, nf4)
+        return assemble(checkpoint, CPU, nf4)
 
-    monkeypatch.setattr("stun_exp.evaluation_stage.load_pruned", load)
+    monkeypatch.setattr("stun_exp.evaluation_stage.assemble", load)
+    monkeypatch.setattr("stun_exp.evaluation_stage.circumstances", lambda device: {})
     for places in ({"": 0}, {"": 1}):
         monkeypatch.setattr("stun_exp.evaluation_stage.find_places", lambda *_, places=places: places)
         warnings = written_figures(WEIGHTS, torch.device("cuda"), device_map="auto").warnings
@@ -290,7 +297,7 @@ def test_vllm_reads_the_written_folder_by_itself(
 ) -> None:
     """In the dtype on disk: left to choose, it would run 32 bits in 16. The figures are those of transformers."""
     expected = written_figures(WEIGHTS).metrics
-    monkeypatch.delattr("stun_exp.evaluation_stage.load_pruned")
+    monkeypatch.delattr("stun_exp.evaluation_stage.assemble")
     measured = written_figures(WEIGHTS, backend="vllm")
     assert vllm_calls == [{"pretrained": str(WEIGHTS), "dtype": "bfloat16", "tensor_parallel_size": 1}]
     assert measured.metrics.keys() == expected.keys()
@@ -303,7 +310,7 @@ def test_vllm_takes_one_gpu_or_all(
     vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr("stun_exp.evaluation._run", lambda *_: {})
+    monkeypatch.setattr("stun_exp.evaluation._run", lambda *_: Figures({}, []))
     written_figures(WEIGHTS, backend="vllm", device_map=device_map)
     assert [call["tensor_parallel_size"] for call in vllm_calls] == [used]
 
@@ -354,9 +361,61 @@ def test_the_bundled_model_knows_its_world(toy: PreTrainedModel) -> None:
         batch_size=32,
         backend="hf",
         device_map="none",
+        baseline=False,
     )
-    metrics = evaluation.prepare().evaluate(toy, AutoTokenizer.from_pretrained(WEIGHTS), CPU)
+    metrics = evaluation.prepare().evaluate(toy, AutoTokenizer.from_pretrained(WEIGHTS), CPU).metrics
     for benchmark in evaluation.benchmarks.values():
         figure = metrics[f"{benchmark.task}/{benchmark.metric}"]
         assert figure.num_samples >= 200
         assert figure.value >= (0.85 if benchmark.task == "toy_gsm8k" else 0.80), (benchmark.task, figure)
+
+
+# --- What was measured before
+
+
+def test_equal_circumstances_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another limit, another checkpoint and other thresholds are other circumstances."""
+    tokenizer, written = AutoTokenizer.from_pretrained(WEIGHTS), Checkpoint(WEIGHTS, None)
+    store = Store(CacheFolder(path=str(tmp_path), max_entry_gb=1.0), pytest.fail)
+
+    def measured(identity: dict[str, Any], limit: int = 4, betas: dict[int, float] | None = None) -> Evaluation:
+        settings = one("toy_arc", 0, "acc_norm,none").model_copy(update={"limit": limit})
+        return evaluate(settings.prepare(), written, identity, tokenizer, CPU, False, betas or {}, store)
+
+    first = measured({"model": "a"}, betas={1: 0.5})
+    assert first.samples
+    assert first.skips[1].total > 0
+    for other in ({"identity": {"model": "b"}}, {"identity": {"model": "a"}}, {"identity": {"model": "a"}, "limit": 5}):
+        measured(**{"identity": {"model": "a"}, **other})
+    with monkeypatch.context() as no_model:
+        no_model.delattr("stun_exp.evaluation_stage.assemble")
+        again = measured({"model": "a"}, betas={1: 0.5})
+        assert again.cached_seconds > 0
+        assert replace(again, cached_seconds=0.0) == first
+        measured({"model": "b"})
+        with pytest.raises(NameError):
+            measured({"model": "a"}, betas={1: 0.25})
+
+
+def test_items_add_up_to_the_figure(toy: PreTrainedModel) -> None:
+    """The samples are what the headline is the mean of; two runs give an item one name."""
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    prepared = one("toy_mmlu", 0, "acc,none").prepare()
+    figures, again = (prepared.evaluate(toy, tokenizer, CPU) for _ in range(2))
+    assert figures.samples == again.samples
+    values = [sample.value for sample in figures.samples if sample.metric == "acc,none"]
+    assert {sample.benchmark for sample in figures.samples} == {"toy_mmlu"}
+    assert (
+        len({sample.hash for sample in figures.samples})
+        == len(values)
+        == figures.metrics["toy_mmlu/acc,none"].num_samples
+    )
+    assert sum(values) / len(values) == pytest.approx(figures.metrics["toy_mmlu/acc,none"].value)
+
+
+def test_items_of_a_perplexity_are_negative_log_likelihoods(toy: PreTrainedModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    figures = one("toy_text", 0, "byte_perplexity,none").prepare().evaluate(toy, tokenizer, CPU)
+    nats = [sample.value for sample in figures.samples if sample.metric == "bits_per_byte,none"]
+    assert len(nats) == 4
+    assert min(nats) > 0

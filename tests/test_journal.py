@@ -197,9 +197,12 @@ def test_all_that_moves_the_weights_is_named(of: Callable[..., dict[str, Any]]) 
     assert changed(config={"name": "y", "save": True, "eval": {"limit": 3}, "resume": "restart"}) == set()
 
 
-def test_the_source_is_known_by_config_index_and_sizes(of: Callable[..., dict[str, Any]], mixtral_copy: Path) -> None:
+def test_the_source_is_known_by_config_index_sizes_and_times(
+    of: Callable[..., dict[str, Any]], mixtral_copy: Path
+) -> None:
     whole = of()
-    assert whole["bytes of model.safetensors"] == (mixtral_copy / "model.safetensors").stat().st_size
+    about = (mixtral_copy / "model.safetensors").stat()
+    assert whole["size and time of model.safetensors"] == [about.st_size, about.st_mtime_ns]
     config = json.loads((mixtral_copy / "config.json").read_text())
     (mixtral_copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     assert of()["checksum of config.json"] != whole["checksum of config.json"]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -155,10 +156,28 @@ def test_checkpoint_goes_unless_saved(runner: Runner, tmp_path: Path) -> None:
 def test_finished_checkpoint_is_not_overwritten(runner: Runner, tmp_path: Path) -> None:
     runner("save=true")
     with pytest.raises(ValueError, match="keeps a finished run's checkpoint"):
-        runner("save=true")
+        runner("save=true", "seed=1")
     (tmp_path / "run/report.json").unlink()  # as if the first had been interrupted
     runner("save=true")
     assert (tmp_path / "run/report.json").exists()
+
+
+def test_what_is_finished_is_not_done_again(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor if another run of the same settings would lie in memory or in files; other settings are another run."""
+    first = runner()
+    (tmp_path / "run/checkpoint").mkdir()  # as if it had been stopped while it was deleted
+    with monkeypatch.context() as context:
+        context.setattr("stun_exp.run.Journal", lambda *_: pytest.fail("a finished run went on"))
+        assert runner("stream=out_of_core", "tracker=none") == first
+    assert not (tmp_path / "run/checkpoint").exists()
+    assert runner("name=other")["fingerprint"] != first["fingerprint"]
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_done_again(runner: Runner, tmp_path: Path) -> None:
+    runner("save=true")
+    rmtree(tmp_path / "run/checkpoint")
+    runner("save=true")
+    assert (tmp_path / "run/checkpoint").is_dir()
 
 
 def test_dry_run_reads_no_weight(

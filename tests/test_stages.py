@@ -19,11 +19,13 @@ from stun_exp.allocation.protocol import Allocation
 from stun_exp.allocation.uniform import Uniform
 from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import Scope, budget_of
+from stun_exp.cache import NoCache, Store
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun import STUN
+from stun_exp.known import Known
 from stun_exp.stages import even_counts, missed_ratio, plan_experts
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
@@ -32,6 +34,7 @@ from stun_exp.verification import count_written, prove_it_runs
 from stun_exp.weight_stage import WeightStage, prune_layers
 
 CPU = torch.device("cpu")
+NOTHING_KNOWN = Known(Store(NoCache(), pytest.fail), {})
 
 
 def built(choice: str, **settings: Any) -> Any:
@@ -79,7 +82,7 @@ class Pruned:
     ):
         batches_BT = list(tokens_BT.split(3))
         walks = [Walk(source, batches_BT, CPU, what) for what in ("choosing experts", "full model")]
-        self.plan = plan_experts(source, experts, *walks)
+        self.plan = plan_experts(source, experts, *walks, NOTHING_KNOWN)
 
         kept = {layer.layer: len(layer.groups) for layer in self.plan.layers}
         self.budget = budget_of(source, kept, sparsity, scope, weights.attention)

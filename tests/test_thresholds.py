@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.layers import layers_of
-from stun_exp.moe.skip import Skip
+from stun_exp.moe.skip import Skipped
 from stun_exp.skipping.dynamic import DynamicSkipping
 from stun_exp.stream import Walk
 from stun_exp.thresholds import Threshold, gate_statistics, layer_thresholds, skipping_json
@@ -44,7 +44,7 @@ def test_thresholds_are_those_of_the_whole_model(checkpoint: Checkpoint, tokens_
 def test_the_report_by_hand() -> None:
     """Over all is over all slots, not the mean of the layers: they were run on equally many only by chance."""
     thresholds = {0: Threshold(0.5, 0.25), 2: Threshold(0.4, 0.15)}
-    skips = {0: Skip(0.5, True, "eager", 100, torch.tensor(30)), 2: Skip(0.4, True, "eager", 300, torch.tensor(10))}
+    skips = {0: Skipped(100, 30), 2: Skipped(300, 10)}
     assert skipping_json(thresholds, skips) == {
         "calibration": 0.2,
         "evaluation": 0.1,
@@ -56,7 +56,7 @@ def test_the_report_by_hand() -> None:
 
 
 def test_without_a_benchmark_there_is_no_share_and_without_skipping_no_entry() -> None:
-    found = skipping_json({0: Threshold(0.5, 0.25)}, {0: Skip(0.5, True, "eager")})
+    found = skipping_json({0: Threshold(0.5, 0.25)}, {0: Skipped(0, 0)})
     assert found is not None
     assert found["evaluation"] is None
     assert skipping_json({}, {}) is None

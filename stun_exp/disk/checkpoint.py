@@ -1,9 +1,11 @@
 """A model folder on disk, read one decoder layer at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from stun_exp.disk.architecture import Architecture
 from stun_exp.disk.dequantise import packing_of
 from stun_exp.disk.keys import Keys
 from stun_exp.disk.scratch import mapped
-from stun_exp.disk.shards import each_tensor, find_shards
+from stun_exp.disk.shards import digest_of, each_tensor, find_shards
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import LayerPlan
 
@@ -44,6 +46,21 @@ class Checkpoint(Architecture):
     @cached_property
     def keys(self) -> Keys:
         return Keys(self, self.stored)
+
+    def identity(self, digests: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+        """What tells this folder's content from another's, by file.
+
+        Of weights the checksum, if it is among the `digests`, else size and time: all bytes would take as long to read
+        as a run.
+        """
+        found: dict[str, Any] = {}
+        for file in sorted(self.path.iterdir()):
+            if file.suffix == ".safetensors":
+                about = file.stat()
+                found[file.name] = digests.get(file.name, [about.st_size, about.st_mtime_ns])
+            elif file.suffix in {".json", ".model", ".txt", ".jinja"}:
+                found[file.name] = digest_of(file)
+        return found
 
     def read_layer(self, index: int, experts: Sequence[int] | None = None) -> MoELayer:
         """One layer with its weights, on the CPU, a fresh copy at each call; with all experts or those named."""

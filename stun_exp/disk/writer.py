@@ -92,12 +92,11 @@ class CheckpointWriter:
         total = {"total_size": sum(shard.size for shard in shards)}
         self._write_json(INDEX, {"metadata": total, "weight_map": weight_map})
 
-    def shards_now(self) -> dict[int, Shard]:
+    def rehash(self) -> dict[int, Shard]:
         """The shards by number, with the checksums of what is in them now: a recovery writes other weights."""
-        return {
-            number: replace(shard, sha256=digest_of(self.path / shard.name) or "")
-            for number, shard in self.shards.items()
-        }
+        for number, shard in self.shards.items():
+            self.shards[number] = replace(shard, sha256=digest_of(self.path / shard.name) or "")
+        return self.shards
 
     def _config(self) -> dict[str, Any]:
         config = read_json(self.source.path / "config.json")

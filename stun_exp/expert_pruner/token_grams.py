@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,6 +124,16 @@ class TokenGrams(Statistic):
         y_TXD = torch.cat([y_TRD, gap_TD[:, None]], 1)
         self.file.write((y_TXD @ y_TXD.mT).cpu().numpy().tobytes())
         self._small.append((self.num_batches - 1, order_TE.to("cpu", torch.int16), logits_TE.cpu()))
+
+    def state(self) -> dict[str, Any]:
+        self.file.flush()
+        size = self.file.tell()
+        grams = torch.from_numpy(np.memmap(self.file, dtype=np.uint8, mode="r+", shape=(size,)))
+        return {"num_batches": self.num_batches, "small": self._small, "grams": grams}
+
+    def restore_(self, state: dict[str, Any]) -> None:
+        self.num_batches, self._small = state["num_batches"], state["small"]
+        self.file.write(state["grams"].numpy().tobytes())
 
     def chunks(self) -> Iterator[TokenChunk]:
         """All tokens, in order."""

@@ -46,6 +46,13 @@ class Statistic:
     def linear(self, name: str, x_TC: Tensor) -> None:
         """The input of a plain linear (attention, dense or shared feed-forward)."""
 
+    def state(self) -> dict[str, Any]:
+        """What was gathered, as tensors and plain data, for `restore_` to put into an empty statistic of its kind."""
+        return dict(vars(self))
+
+    def restore_(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
 
 S = TypeVar("S", bound=Statistic)
 

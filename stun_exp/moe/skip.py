@@ -59,6 +59,18 @@ class GateRatios(Statistic):
         return int((ratio_TI < beta).sum()) / (len(ratio_TI) * (ratio_TI.shape[1] + 1))
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """How many experts the tokens of a layer chose, and how many of those were not run."""
+
+    total: int
+    skipped: int
+
+    def share(self) -> float | None:
+        """Share of the tokens' experts that were skipped; None if the layer was not run."""
+        return self.skipped / self.total if self.total else None
+
+
 @dataclass
 class Skip:
     """How one layer of a running model skips, and what it has skipped so far, a batch's padding included."""
@@ -70,9 +82,8 @@ class Skip:
     total: int = 0
     skipped: Tensor | int = 0
 
-    def share(self) -> float | None:
-        """Share of the tokens' experts that were skipped; None if the layer was not run."""
-        return int(self.skipped) / self.total if self.total else None
+    def so_far(self) -> Skipped:
+        return Skipped(self.total, int(self.skipped))
 
 
 @contextmanager

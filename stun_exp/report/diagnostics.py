@@ -114,9 +114,11 @@ def outlier_percent(matrices: Sequence[Matrix]) -> float | None:
 class Diagnostics:
     """Looks at each layer as it is read, as the expert stage left it, and as the second stage leaves it."""
 
-    def __init__(self, matrices: Callable[[MoELayer], list[Matrix]]):
+    def __init__(self, matrices: Callable[[MoELayer], list[Matrix]], batches: int | None = None):
         self.matrices = matrices
         """The prunable ones of a layer."""
+        self.batches = batches
+        """How many of a step's batches are compared; None for all."""
         self.weights: dict[str, list[Weights]] = {"before": [], "experts": [], "weights": []}
         self.layers: list[dict[str, Any]] = []
 
@@ -150,7 +152,7 @@ class Diagnostics:
 
         def keep(output_BTD: Tensor) -> None:
             # Later passes have pruned experts in them, and outputs of each would fill the memory.
-            if len(dense_BTD) < len(step.hidden_BTD):
+            if len(dense_BTD) < len(step.hidden_BTD[: self.batches]):
                 dense_BTD.append(output_BTD)
 
         with _outputs(layer.module, keep):
@@ -160,7 +162,7 @@ class Diagnostics:
             {
                 "layer": layer.index,
                 "weight_outlier_percent": outliers,
-                "reconstruction_error": _reconstruction_error(step, dense_BTD),
+                "reconstruction_error": _reconstruction_error(step, dense_BTD, self.batches),
                 "sparsity": sparsity,
             }
         )
@@ -176,7 +178,8 @@ class Diagnostics:
 
         Kurtosis is that of the prunable weights: as read, after the expert stage (`experts`) and after the second
         (`weights`). Reconstruction error is ||pruned - unpruned|| / ||unpruned|| over a layer's outputs on the
-        calibration tokens, both on the inputs that the pruned layer had; null where nothing was run. Matrices are those
+        calibration tokens (with inputs=dense on the first batch of them), both on the inputs that the pruned layer had;
+        null where nothing was run. Matrices are those
         after the expert stage, with its numbering.
         """
         return {
@@ -194,7 +197,7 @@ def _together(weights: Iterable[Weights]) -> Weights:
     return reduce(Weights.__add__, weights, Weights())
 
 
-def _reconstruction_error(step: Step, dense_BTD: list[Tensor]) -> float | None:
+def _reconstruction_error(step: Step, dense_BTD: list[Tensor], batches: int | None) -> float | None:
     """||pruned - dense|| / ||dense|| on the inputs of a step; frees `dense_BTD` as it goes."""
     if not dense_BTD:  # nothing was pruned here, or by weights alone
         return 0.0 if step.hidden_BTD else None
@@ -207,11 +210,11 @@ def _reconstruction_error(step: Step, dense_BTD: list[Tensor]) -> float | None:
         norm += float(dense.square().sum(dtype=torch.float64))
 
     # Outputs that are there already are what the next layer shall see.
-    given = step.outputs_BTD
+    given, handed_on = step.outputs_BTD, step.handed_on
     with _outputs(step.layer.module, compare):
-        step.forward()
+        step.forward(batches=batches)
     if given is not None:
-        step.outputs_BTD = given
+        step.outputs_BTD, step.handed_on = given, handed_on
     return (error / norm) ** 0.5 if 0 < norm < float("inf") and error < float("inf") else None
 
 

@@ -6,7 +6,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,8 +15,13 @@ from typing import Any
 
 import torch
 
+from stun_exp.device import name_of
+from stun_exp.disk.shards import write_file
+from stun_exp.known import Saved
 from stun_exp.progress import console
 
+SCHEMA = 2
+"""Of report.json: one more whenever a reader of older reports would go wrong."""
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "hydra-core", "safetensors")
 
 
@@ -28,6 +33,13 @@ class Cost:
     peak_host_gib: float = 0.0
     peak_device_gib: float | None = None
     forward_passes: float = 0.0
+    cached_seconds: float = 0.0
+    """Of the seconds, and the passes are among theirs, what another run spent and this one took from the cache."""
+
+    def charge(self, saved: Saved) -> None:
+        """Adds what it would have cost to compute what was known."""
+        self.cached_seconds += saved.seconds
+        self.forward_passes += saved.forward_passes
 
 
 class Ledger:
@@ -48,7 +60,7 @@ class Ledger:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             cost.peak_device_gib = torch.cuda.max_memory_allocated(self.device) / 2**30
-        cost.wall_seconds = time.perf_counter() - start
+        cost.wall_seconds = time.perf_counter() - start + cost.cached_seconds
         cost.peak_host_gib = _peak_host_gib()
         self.costs[name] = cost
         device = "" if cost.peak_device_gib is None else f", {cost.peak_device_gib:.2f} GiB device"
@@ -65,16 +77,21 @@ class Ledger:
 
 def provenance(device: torch.device, tokens_sha256: str) -> dict[str, Any]:
     """What else moves a number: code, library versions, device, calibration tokens."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
     return {
         "git_commit": _git_commit(),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
         },
-        "device": name,
+        "device": name_of(device),
         "calibration_tokens_sha256": tokens_sha256,
     }
+
+
+def write_samples(path: Path, samples: Sequence[Any]) -> None:
+    """A line of JSON for each item that was evaluated (a dataclass); no file for none."""
+    if samples:
+        write_file(path, [(json.dumps(asdict(sample)) + "\n").encode() for sample in samples])
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -22,8 +22,12 @@ class Seen:
 class LayerDiagnostics:
     """Diagnostics of each layer by itself; those of an earlier start are given, and not made again."""
 
-    def __init__(self, matrices: Callable[[MoELayer], list[Matrix]], earlier: Mapping[int, Seen]):
+    def __init__(
+        self, matrices: Callable[[MoELayer], list[Matrix]], earlier: Mapping[int, Seen], batches: int | None = None
+    ):
+        """`batches` is how many of the calibration batches the reconstruction error is taken on; None for all."""
         self._matrices = matrices
+        self._batches = batches
         self._earlier = earlier
         self._parts: dict[int, Diagnostics] = {}
         for layer, seen in earlier.items():
@@ -31,7 +35,7 @@ class LayerDiagnostics:
             part.weights, part.layers = seen.weights, seen.layers
 
     def _part(self, layer: int) -> Diagnostics:
-        return self._parts.setdefault(layer, Diagnostics(self._matrices))
+        return self._parts.setdefault(layer, Diagnostics(self._matrices, self._batches))
 
     def before(self, plan: Plan, read: ReadLayer) -> Callable[[MoELayer], None]:
         """Looks at each layer as it was before the expert stage (see `Diagnostics.before`)."""
@@ -51,7 +55,7 @@ class LayerDiagnostics:
 
     def whole(self) -> Diagnostics:
         """The diagnostics of all layers together."""
-        whole = Diagnostics(self._matrices)
+        whole = Diagnostics(self._matrices, self._batches)
         for _, part in sorted(self._parts.items()):
             for stage, found in part.weights.items():
                 whole.weights[stage] += found

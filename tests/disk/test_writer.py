@@ -119,10 +119,10 @@ def test_terms_of_use_come_along_and_the_source_card_does_not(mixtral_copy: Path
 
 def test_checksums_follow_the_files(mixtral: Checkpoint, tmp_path: Path) -> None:
     writer = write(mixtral, tmp_path / "out")
-    assert writer.shards_now() == writer.shards
+    assert writer.rehash() == writer.shards
     shutil.copyfile(writer.path / writer.shards[0].name, writer.path / writer.shards[1].name)
-    assert writer.shards_now()[1].sha256 == writer.shards[0].sha256
-    assert writer.shards_now()[1].keys == writer.shards[1].keys
+    assert writer.rehash()[1].sha256 == writer.shards[0].sha256
+    assert writer.rehash()[1].keys == writer.shards[1].keys
 
 
 def test_counts_are_those_of_the_shards(mixtral: Checkpoint, tmp_path: Path) -> None:

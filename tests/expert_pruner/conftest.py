@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from stun_exp.cache import NoCache, Store
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner
+from stun_exp.known import Known
 from stun_exp.moe.observe import Statistic
 from stun_exp.moe.plan import Plan
 from stun_exp.stages import even_counts, plan_experts
 from stun_exp.stream import Walk
+
+NOTHING_KNOWN = Known(Store(NoCache(), pytest.fail), {})
 
 
 @dataclass
@@ -67,6 +71,6 @@ def plan_and_passes() -> Callable[..., tuple[Plan, float]]:
 
     def plan(checkpoint: Checkpoint, pruner: ExpertPruner, batches_BT: list[Tensor]) -> tuple[Plan, float]:
         walks = [Walk(checkpoint, batches_BT, torch.device("cpu"), what) for what in ("test", "full model")]
-        return plan_experts(checkpoint, pruner, *walks), sum(walk.forward_passes for walk in walks)
+        return plan_experts(checkpoint, pruner, *walks, NOTHING_KNOWN), sum(walk.forward_passes for walk in walks)
 
     return plan

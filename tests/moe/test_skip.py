@@ -115,7 +115,7 @@ def test_experts_equal_a_loop_over_tokens(checkpoint: Checkpoint, implementation
             expected_TD[token] += scale * gates[slot] * (down @ (nn.functional.silu(gate @ x_D) * (up @ x_D)))
     torch.testing.assert_close(found_TD, expected_TD, rtol=1e-4, atol=1e-5)
     assert 0 < skipped < 3 * 40
-    assert skips[layer.index].share() == pytest.approx(skipped / 160)
+    assert skips[layer.index].so_far().share() == pytest.approx(skipped / 160)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
@@ -137,7 +137,7 @@ def test_at_beta_0_nothing_is_skipped_and_nothing_changes(checkpoint: Checkpoint
     plain = logits(model, tokens_BT)
     with skip_experts(model, checkpoint.family, betas(checkpoint, 0.0)) as skips:
         assert torch.equal(logits(model, tokens_BT), plain)
-    assert {skip.share() for skip in skips.values()} == {0.0}
+    assert {skip.so_far().share() for skip in skips.values()} == {0.0}
 
 
 def top_1(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -154,7 +154,7 @@ def test_at_a_huge_beta_a_top_2_model_is_top_1(checkpoint: Checkpoint, tokens_BT
     with skip_experts(model, checkpoint.family, betas(checkpoint, 1e9)) as skips:
         skipped = logits(model, tokens_BT)
     torch.testing.assert_close(skipped, logits(top_1(checkpoint), tokens_BT))
-    assert {skip.share() for skip in skips.values()} == {0.5}
+    assert {skip.so_far().share() for skip in skips.values()} == {0.5}
     assert {skip.total for skip in skips.values()} == {2 * tokens_BT.numel()}
 
 
@@ -202,4 +202,4 @@ def test_nothing_is_left_behind_even_after_an_error(
 def test_a_layer_that_was_not_run_has_no_share(mixtral: Checkpoint) -> None:
     with skip_experts(load_pruned(mixtral.path, CPU), mixtral.family, {1: 0.5}) as skips:
         pass
-    assert skips[1].share() is None
+    assert skips[1].so_far().share() is None

@@ -1,0 +1,105 @@
+"""The cache: values come back as they were, under their own key alone, and a damaged one is noticed."""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from stun_exp.cache import CacheFolder, NoCache, Store, code_version
+
+VALUE = {"sum_CC": torch.randn(3, 3, dtype=torch.float64), "num_tokens": 7, "list": [1.5, None, "x"]}
+
+
+def store(folder: Path, said: list[str] | None = None, max_entry_gb: float = 1.0) -> Store:
+    told = said if said is not None else []
+    return Store(CacheFolder(path=str(folder), max_entry_gb=max_entry_gb), told.append)
+
+
+def files(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def test_a_value_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    store(tmp_path).add("statistics", {"layer": 1, "of": "a"}, VALUE)
+    found = store(tmp_path).find("statistics", {"of": "a", "layer": 1})
+    assert torch.equal(found["sum_CC"], VALUE["sum_CC"])
+    assert (found["num_tokens"], found["list"]) == (7, [1.5, None, "x"])
+
+
+def test_another_key_another_kind_and_other_code_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = store(tmp_path)
+    kept.add("statistics", {"layer": 1}, VALUE)
+    assert kept.holds("statistics", {"layer": 1})
+    assert kept.find("statistics", {"layer": 2}) is None
+    assert kept.find("evaluations", {"layer": 1}) is None
+    monkeypatch.setattr("stun_exp.cache.code_version", lambda: "of another day")
+    assert kept.find("statistics", {"layer": 1}) is None
+
+
+def test_the_code_version_changes_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache.py").write_text("a = 1")
+    monkeypatch.setattr("stun_exp.cache.__file__", str(tmp_path / "cache.py"))
+    before = code_version.__wrapped__()
+    (tmp_path / "new.py").write_text("")
+    assert code_version.__wrapped__() != before
+
+
+@pytest.mark.parametrize("place", [0, 70, -1])
+def test_a_damaged_value_is_told_dropped_and_replaced(tmp_path: Path, place: int) -> None:
+    said: list[str] = []
+    kept = store(tmp_path, said)
+    kept.add("statistics", {"layer": 1}, VALUE)
+    (file,) = files(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    assert kept.find("statistics", {"layer": 1}) is None
+    assert said == [f"{file}: damaged; dropped, and computed again"]
+    assert not files(tmp_path)
+    kept.add("statistics", {"layer": 1}, VALUE)
+    assert torch.equal(kept.find("statistics", {"layer": 1})["sum_CC"], VALUE["sum_CC"])
+
+
+def test_a_truncated_value_is_damaged(tmp_path: Path) -> None:
+    said: list[str] = []
+    kept = store(tmp_path, said)
+    kept.add("statistics", {"layer": 1}, VALUE)
+    (file,) = files(tmp_path)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert not kept.holds("statistics", {"layer": 1})
+    assert len(said) == 1
+
+
+def test_what_is_too_large_or_cannot_be_written_is_told_and_not_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    store(tmp_path, said, max_entry_gb=1e-7).add("statistics", {"layer": 1}, VALUE)
+    (tmp_path / "file").write_text("")
+    store(tmp_path / "file", said).add("statistics", {"layer": 1}, VALUE)
+    assert "cache.max_entry_gb=1e-07: statistics of" in said[0]
+    assert "computes it again" in said[1]
+    assert files(tmp_path) == [tmp_path / "file"]
+
+
+def test_no_cache_keeps_nothing() -> None:
+    nothing = Store(NoCache(), pytest.fail)
+    nothing.add("statistics", {}, VALUE)
+    assert nothing.find("statistics", {}) is None
+
+
+def _write(folder: str) -> int:
+    kept = store(Path(folder))
+    for _ in range(20):
+        kept.add("statistics", {"layer": 1}, {"x": torch.arange(10_000)})
+        assert torch.equal(kept.find("statistics", {"layer": 1})["x"], torch.arange(10_000))
+    return 1
+
+
+@pytest.mark.slow
+def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """A temporary name that two writers share would let one rename what the other is half through."""
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        assert sum(pool.map(_write, [str(tmp_path)] * 3)) == 3
+    assert len(files(tmp_path)) == 1
