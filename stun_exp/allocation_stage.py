@@ -7,6 +7,7 @@ from torch import Tensor
 from stun_exp.allocation.protocol import Allocation, Saliencies
 from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
 from stun_exp.budget import Budget
+from stun_exp.gathering import gather, starved_experts
 from stun_exp.moe.layers import Matrix
 from stun_exp.stream import Step, Walk
 from stun_exp.weight_stage import WeightStage
@@ -47,8 +48,8 @@ def _saliencies(
     stage: WeightStage, step: Step, matrices: Sequence[Matrix], units: list[list[Matrix]], allocation: Allocation
 ) -> Saliencies:
     """The saliencies of each unit, made afresh at each call; what flows into the matrices is gathered once."""
-    statistics, tokens = stage.observe(step, matrices, stage.pruner.saliency_statistic)
-    starved = stage.starved(tokens)
+    statistics, tokens = gather(stage.pruner, step, matrices, stage.pruner.saliency_statistic)
+    starved = starved_experts(stage.pruner, tokens)
 
     def saliencies(unit: Sequence[Matrix]) -> Callable[[], Iterator[Tensor]]:
         # What stands in for a starved expert's statistic is on another scale: others of its unit speak for it.

@@ -20,6 +20,7 @@ from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.evaluation_stage import check_backend, evaluate
 from stun_exp.export.protocol import Pruned
 from stun_exp.finished import fingerprint_of, is_finished, is_over
+from stun_exp.gathering import settings_of
 from stun_exp.journal import Allocated, FinishedLayer, Journal, Recovered, made_of
 from stun_exp.known import DenseInputs, Known, calibrated_on
 from stun_exp.lock import alone_in
@@ -29,7 +30,8 @@ from stun_exp.progress import console
 from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
 from stun_exp.report.card import command_of, model_card
 from stun_exp.report.dry_run import print_budget
-from stun_exp.report.ledger import SCHEMA, Ledger, provenance, write_json, write_samples
+from stun_exp.report.ledger import Ledger, provenance, write_json, write_samples
+from stun_exp.report.schema import SCHEMA
 from stun_exp.report.seen import LayerDiagnostics
 from stun_exp.report.tables import results_table
 from stun_exp.stages import check_pattern, plan_experts
@@ -37,7 +39,7 @@ from stun_exp.stream import Held, Step, Walk, as_it_is
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
-from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers
+from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers, warnings_of
 
 
 def run(
@@ -145,7 +147,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str,
     with ledger.stage("allocate") as cost:
         allocated = journal.find("allocate", Allocated)
         if allocated is None:
-            dense, said = DenseInputs(known, plan, stage.gathers(pruner.saliency_statistic(1))), list[str]()
+            dense, said = DenseInputs(known, plan, settings_of(pruner, scope, pruner.saliency_statistic)), list[str]()
             allocating = walk("allocating", plan, stage.needs_data and not dense.complete, dense=dense)
             ratios = layer_ratios(stage, settings.allocation, budget, ratio, allocating, said.append)
             allocated = Allocated(ratios, said)
@@ -160,7 +162,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str,
         pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
         one_batch = None
         if pruner.inputs == "dense":
-            one_batch, pruning.dense = 1, DenseInputs(known, plan, stage.gathers(pruner.statistic(1)))
+            one_batch, pruning.dense = 1, DenseInputs(known, plan, settings_of(pruner, scope, pruner.statistic))
             if pruning.dense.complete:  # the first batch goes along, for the reconstruction error
                 pruning.take_batches(one_batch)
         diagnostics = LayerDiagnostics(stage.prunable, found.seen, one_batch)
@@ -173,15 +175,8 @@ def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str,
         pruned = prune_layers(stage, allocated.layers, pruning, writer, diagnostics.watch, found.pruned, record)
         cost.forward_passes = pruning.forward_passes
         cost.charge(known.take_saved())
-        for index, layer in enumerate(pruned):
-            for warning in layer.warnings:
-                ledger.warn(warning)
-            if layer.starved:
-                ledger.warn(
-                    f"layer {index}: fewer than unstructured_pruner.min_tokens={pruner.min_tokens} calibration tokens "
-                    f"reached expert {', '.join(map(str, layer.starved))} (numbered after the expert stage); "
-                    f"starved={pruner.starved} applies; raise calibration.num_sequences"
-                )
+        for warning in warnings_of(pruned, pruner):
+            ledger.warn(warning)
     with ledger.stage("recover"):
         recovery = found.recovery.result if found.recovery else None
         if recovery is None:

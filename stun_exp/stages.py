@@ -1,7 +1,7 @@
 """The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import repeat
@@ -36,8 +36,8 @@ class LayerOnDisk:
     def router_rows_ED(self) -> Tensor:
         return self.checkpoint.read_router_rows(self.index)
 
-    def expert_weights(self, experts: Sequence[int]) -> Tensor:
-        return self.checkpoint.read_layer(self.index).expert_weights(experts)
+    def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
+        yield from self.checkpoint.read_layer(self.index, experts).expert_weights(range(len(experts)))
 
 
 def moe_layers(checkpoint: Checkpoint) -> list[LayerOnDisk]:

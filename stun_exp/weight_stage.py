@@ -1,24 +1,19 @@
 """The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
 
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.budget import Scope, kinds_in_scope
 from stun_exp.disk.shards import Shard
 from stun_exp.disk.writer import CheckpointWriter
-from stun_exp.known import Saved, made_as
-from stun_exp.moe.inputs import InputStatistics, SharedInputs
+from stun_exp.gathering import gather, starved_experts
 from stun_exp.moe.layers import Matrix, MoELayer
-from stun_exp.moe.observe import Statistic, observe
-from stun_exp.moe.statistics import ExpertTokens
 from stun_exp.stream import Step, Walk
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
-from stun_exp.unstructured_pruner.protocol import InputStatistic, Task, UnstructuredPruner
+from stun_exp.unstructured_pruner.protocol import Task, UnstructuredPruner
 
 
 @dataclass(frozen=True)
@@ -52,17 +47,6 @@ class WeightStage:
             kinds = kinds - {"attention"}
         return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
 
-    def gathers(self, statistic: InputStatistic | None) -> dict[str, Any]:
-        """All on which it depends what is gathered of a model; `statistic` is an empty one."""
-        pruner = self.pruner
-        return {
-            "scope": self.scope,
-            "attention": pruner.attention,
-            "min_tokens": pruner.min_tokens,
-            "starved": pruner.starved,
-            "gathered": statistic and made_as(statistic),
-        }
-
     def matrices(self, layer: MoELayer) -> list[Matrix]:
         """All that may be pruned; ValueError that names one with NaN or infinity in it."""
         matrices = self.prunable(layer)
@@ -86,86 +70,6 @@ class WeightStage:
         parts[-1] += rest
         return parts
 
-    def starved(self, tokens: Sequence[int]) -> list[int]:
-        """Experts that fewer tokens reached than the pruner wants."""
-        return [expert for expert, count in enumerate(tokens) if count < self.pruner.min_tokens]
-
-    def observe(
-        self, step: Step, matrices: Sequence[Matrix], make: Callable[[int], InputStatistic | None] | None = None
-    ) -> tuple[dict[str, InputStatistic], list[int]]:
-        """The statistic of each feed, those of starved experts replaced, and the tokens each expert received.
-
-        Runs the layer, again if experts are starved; not at all if weights alone decide. ValueError that names the
-        feed whose inputs are not finite.
-        """
-        if not self.needs_data:
-            return {}, []
-        layer = step.layer
-        # It needs data, so there is a statistic.
-        statistic_of = cast(Callable[[int], InputStatistic], make or self.pruner.statistic)
-        if step.dense is None or not matrices:
-            return self._gather(step, matrices, statistic_of)
-        widths = {matrix.feed: matrix.weight_OC.shape[1] for matrix in matrices}
-        empty = {feed: statistic_of(width) for feed, width in widths.items()}
-        known = step.dense.find(layer.index, empty)
-        if known is None:
-            start, before = time.perf_counter(), step.passes
-            known = self._gather(step, matrices, statistic_of)
-            spent = Saved(time.perf_counter() - start, (step.passes - before) / step.num_layers)
-            step.dense.keep(layer.index, empty, *known, spent)
-        elif step.hidden_BTD and step.outputs_BTD is None:
-            step.forward()
-        return known
-
-    def _gather(
-        self, step: Step, matrices: Sequence[Matrix], statistic_of: Callable[[int], InputStatistic]
-    ) -> tuple[dict[str, InputStatistic], list[int]]:
-        layer = step.layer
-        inputs = InputStatistics(layer, matrices, statistic_of)
-        tokens = ExpertTokens(layer.num_experts)
-        self._run(step, [inputs, tokens])
-        for matrix in matrices:
-            if matrix.expert is None and not inputs.by_feed[matrix.feed].num_tokens:
-                raise ValueError(
-                    f"layer {layer.index}: no calibration token was seen on its way into {matrix.name}; its family "
-                    f"({layer.family.model_type}) uses the weight by itself and must name it in `gates`"
-                )
-        counts: list[int] = tokens.count_E.tolist()
-        statistics = inputs.by_feed | self._instead(step, matrices, self.starved(counts), statistic_of)
-        for feed, statistic in statistics.items():
-            if not statistic.is_finite():
-                raise ValueError(
-                    f"layer {layer.index}: NaN or infinity flows into {feed} on the calibration text; the checkpoint "
-                    "is damaged, or its activations overflow: try model.dtype=float32"
-                )
-        return statistics, counts
-
-    def _instead(
-        self,
-        step: Step,
-        matrices: Sequence[Matrix],
-        starved: Sequence[int],
-        statistic_of: Callable[[int], InputStatistic],
-    ) -> dict[str, InputStatistic]:
-        """What takes the place of the starved experts' statistics, by feed."""
-        hungry = [matrix for matrix in matrices if matrix.expert in starved]
-        if not hungry:
-            return {}
-        if self.pruner.starved == "every_token":
-            experts = {matrix.expert for matrix in hungry if matrix.expert is not None}
-            everywhere = InputStatistics(step.layer, hungry, statistic_of, experts)
-            self._run(step, [everywhere], 1 + len(experts) / step.layer.top_k)
-            return everywhere.by_feed
-        if self.pruner.starved == "shared":
-            shared = SharedInputs(step.layer, hungry, statistic_of)
-            self._run(step, [shared])
-            return shared.by_feed
-        return {matrix.feed: statistic_of(matrix.weight_OC.shape[1]) for matrix in hungry}
-
-    def _run(self, step: Step, statistics: Sequence[Statistic], passes: float = 1.0) -> None:
-        with observe(step.layer, statistics):
-            step.forward(passes)
-
     def prune_(self, step: Step, ratios: LayerRatios) -> PrunedLayer:
         """Prunes one layer in place.
 
@@ -182,10 +86,10 @@ class WeightStage:
         dense_BTD = None
         visited: set[str] = set()
         for part in self.parts(matrices):
-            statistics, tokens = self.observe(step, part)
+            statistics, tokens = gather(self.pruner, step, part, self.pruner.statistic)
             if dense_BTD is None:
                 dense_BTD = step.outputs_BTD  # of the layer as it was: later portions run behind pruned experts
-                starved = self.starved(tokens)
+                starved = starved_experts(self.pruner, tokens)
                 ratios = self._spared(step.layer.index, matrices, ratios, starved)
             for hungry in (False, True):
                 compared = [m for m in part if (m.expert in starved) == hungry]
@@ -226,6 +130,18 @@ class WeightStage:
             ratios.rest + (1 - ratios.rest) * share,
             {e: 0.0 if e in starved else ratio + (1 - ratio) * share for e, ratio in experts.items()},
         )
+
+
+def warnings_of(layers: Sequence[PrunedLayer], pruner: UnstructuredPruner) -> Iterator[str]:
+    """What the user should know of how it went."""
+    for index, layer in enumerate(layers):
+        yield from layer.warnings
+        if layer.starved:
+            yield (
+                f"layer {index}: fewer than unstructured_pruner.min_tokens={pruner.min_tokens} calibration tokens "
+                f"reached expert {', '.join(map(str, layer.starved))} (numbered after the expert stage); "
+                f"starved={pruner.starved} applies; raise calibration.num_sequences"
+            )
 
 
 def prune_layers(

@@ -217,9 +217,9 @@ def test_permuting_experts_commutes_with_all_stages(
     plain = Pruned(checkpoint, tokens_BT, tmp_path / "plain", 0.5, weights=pruner).written.read_layer(2)
     other = Pruned(renumbered, tokens_BT, tmp_path / "other", 0.5, weights=pruner).written.read_layer(2)
     plain.regroup([[expert] for expert in order])
-    same = plain.expert_weights(range(6)) == other.expert_weights(range(6))
+    pieces = zip(plain.expert_weights(range(6)), other.expert_weights(range(6)), strict=True)
     # Sums of floats in another order may flip a near tie, no more.
-    assert float(same.float().mean()) > 0.999
+    assert all(float((one == two).float().mean()) > 0.999 for one, two in pieces)
 
 
 def test_a_model_that_gives_nan_is_caught_at_its_layer(mixtral_copy: Path, tokens_BT: Tensor) -> None:

@@ -1,6 +1,6 @@
 """What an expert pruner is, and what it may look at."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -38,8 +38,8 @@ class ExpertSource(Protocol):
 
     def router_rows_ED(self) -> Tensor: ...
 
-    def expert_weights(self, experts: Sequence[int]) -> Tensor:
-        """The named experts' parameters, each flattened to one fp32 row."""
+    def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
+        """The named experts' flattened parameters in fp32, piece by piece: (len(experts), some of the parameters)."""
         ...
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from stun_exp.expert_pruner.similarity import weight_distance
+from stun_exp.expert_pruner.similarity import weight_distances
 
 if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
@@ -25,9 +24,8 @@ def nearest_members(
         inside = [weight_distance_EE[np.ix_(cluster, cluster)] for cluster in merged]
     elif merged:
         # All at once: the layer may have to be read from disk for it.
-        weights_EP = layer.expert_weights([expert for cluster in merged for expert in cluster])
-        sizes = [len(cluster) for cluster in merged]
-        inside = [weight_distance(weights_NP) for weights_NP in torch.split(weights_EP, sizes)]
+        pieces = layer.expert_weights([expert for cluster in merged for expert in cluster])
+        inside = weight_distances(pieces, [len(cluster) for cluster in merged])
     chosen = {c[0]: c[nearest_to_mean(distance_NN)] for c, distance_NN in zip(merged, inside, strict=True)}
     return [chosen.get(cluster[0], cluster[0]) for cluster in clusters]
 

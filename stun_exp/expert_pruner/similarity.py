@@ -3,6 +3,7 @@
 Shapes: E experts of a layer, N some of them, D hidden size, P parameters of one expert.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -49,17 +50,23 @@ def coactivation_similarity(count_EE: Tensor, scale: CoactivationScale) -> np.nd
     return similarity_EE / similarity_EE.mean() if scale == "mean" else similarity_EE.copy()
 
 
-def weight_distance(weights_NP: Tensor) -> np.ndarray:
-    """Euclidean distances of the experts' flattened parameters, (N, N) in fp64.
+def weight_distances(pieces: Iterable[Tensor], sizes: Sequence[int]) -> list[np.ndarray]:
+    """Euclidean distances of the experts' flattened parameters within each cluster, (N, N) in fp64.
 
-    By a matrix product around the experts' mean, in pieces: differences would take hours for large experts. Distances
-    below 1e-7 of the experts' spread are lost to rounding.
+    `pieces` are the experts' parameters, (experts of all clusters, some of the parameters) each; `sizes` the clusters'
+    numbers of experts. By matrix products around the clusters' means: differences would take hours for large experts.
+    Distances below 1e-7 of a cluster's spread are lost to rounding.
     """
-    gram_NN = torch.zeros(len(weights_NP), len(weights_NP), dtype=torch.float64)
-    for piece in torch.split(weights_NP, 2**18, dim=1):
-        piece_NP = piece.double()
-        piece_NP -= piece_NP.mean(0)
-        gram_NN += (piece_NP @ piece_NP.T).cpu()
+    grams = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
+    for piece in pieces:
+        for gram_NN, part in zip(grams, torch.split(piece, list(sizes)), strict=True):
+            part_NP = part.double()
+            part_NP -= part_NP.mean(0)
+            gram_NN += (part_NP @ part_NP.T).cpu()
+    return [_distance(gram_NN) for gram_NN in grams]
+
+
+def _distance(gram_NN: Tensor) -> np.ndarray:
     square_N = gram_NN.diag()
     square_NN = (square_N[:, None] + square_N - 2 * gram_NN).clamp(min=0).fill_diagonal_(0)
     return square_NN.sqrt().numpy()

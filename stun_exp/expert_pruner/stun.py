@@ -89,12 +89,14 @@ class STUN(Component):
 
     def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> Any:
         from stun_exp.expert_pruner.laboratory import distances_alone
-        from stun_exp.expert_pruner.similarity import weight_distance
+        from stun_exp.expert_pruner.similarity import weight_distances
         from stun_exp.moe.observe import one
         from stun_exp.moe.statistics import ExpertActivity
 
         every = range(layer.num_experts)
-        weights_EE = weight_distance(layer.expert_weights(every)) if self.lambda_weights else None
+        weights_EE = (
+            weight_distances(layer.expert_weights(every), [layer.num_experts])[0] if self.lambda_weights else None
+        )
         activity = one(ExpertActivity, statistics) if self._needs_activity else None
         alone = distances_alone(layer.router_rows_ED(), statistics) if self.laboratory else {}
         return Finding(layer, num_kept, self._distance(layer, statistics, weights_EE), weights_EE, activity, alone)

@@ -14,6 +14,9 @@ from stun_exp.moe import surgery
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.plan import LayerPlan
 
+PIECE = 2**18
+"""Parameters of each expert that are looked at together."""
+
 Kind = Literal["attention", "mlp", "expert"]
 
 
@@ -98,11 +101,12 @@ class MoELayer:
     def router_rows_ED(self) -> Tensor:
         return self.router_tensors()[self.family.router_rows[0]].detach()
 
-    def expert_weights(self, experts: Sequence[int]) -> Tensor:
-        """The named experts' parameters in fp32, each flattened to one row: (len(experts), weights of an expert)."""
+    def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
+        """The named experts' flattened parameters in fp32, piece by piece: (len(experts), some of the parameters)."""
         index = torch.tensor(experts, device=self.experts.down_proj.device)
-        rows = [tensor.detach()[index].flatten(1).float() for tensor in self.expert_tensors().values()]
-        return torch.cat(rows, dim=1)
+        for tensor in self.expert_tensors().values():
+            for piece in torch.split(tensor.detach().flatten(1), PIECE, dim=1):
+                yield piece[index].float()
 
     def parameters_per_expert(self) -> int:
         """Everything that goes when an expert goes: its matrices, biases and router rows."""

@@ -20,8 +20,6 @@ from stun_exp.disk.shards import write_file
 from stun_exp.known import Saved
 from stun_exp.progress import console
 
-SCHEMA = 2
-"""Of report.json: one more whenever a reader of older reports would go wrong."""
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "hydra-core", "safetensors")
 
 

@@ -1,46 +1,14 @@
-"""What several calibration seeds say together: means with standard errors, and differences seed by seed."""
+"""Differences between methods seed by seed, on the same calibration text."""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import mean, stdev
-from typing import Any
 
-from stun_exp.report.tables import ResultsTable, column_names, headlines, passes_text, scale_and_digits
-
-Reports = Sequence[dict[str, Any]]
+from stun_exp.report.points import Measured, Report
+from stun_exp.report.tables import Cell, ResultsTable, column_names, figure_cell, headlines
 
 
-def seeds_table(reports: Reports) -> ResultsTable | None:
-    """One row a method: the mean over its seeds ± its standard error (sd / sqrt n); None if no method has two seeds.
-
-    The error is that of the choice of calibration text alone; a method that sees no text has none. The benchmarks' own
-    errors, from their finite number of items, are in the table of runs. None too if two runs have one name and seed, so
-    that the name does not tell methods apart.
-    """
-    methods = _by_method(reports)
-    if all(len(by_seed) < 2 for by_seed in methods.values()) or _ambiguous(reports):
-        return None
-    figures = headlines(reports)
-    rows = []
-    for name, by_seed in methods.items():
-        runs = list(by_seed.values())
-        costs = [run["cost"]["experts"] for run in runs]
-        rows.append(
-            [
-                name,
-                str(len(runs)),
-                f"{100 * mean(run['experts']['ratio'] for run in runs):.1f} %",
-                f"{100 * mean(run['sparsity']['achieved'] for run in runs):.2f} %",
-                *(_mean_error(key, [_value(run, key) for run in runs]) for key in figures),
-                passes_text(mean(cost["forward_passes"] for cost in costs)),
-                f"{mean(cost['wall_seconds'] for cost in costs):.1f}",
-            ]
-        )
-    cost = ["passes", "choosing (s)"]
-    return ResultsTable(["method", "seeds", "experts removed", "total sparsity", *column_names(figures), *cost], rows)
-
-
-def differences_table(reports: Reports, reference: str) -> ResultsTable:
+def differences_table(reports: Sequence[Report], reference: str) -> ResultsTable:
     """One row a method: its figures minus those of `reference` on the same calibration text, mean over seeds ± error.
 
     ValueError if the reference is not among the reports, or shares no seed with a method, or if two runs have one name
@@ -59,29 +27,28 @@ def differences_table(reports: Reports, reference: str) -> ResultsTable:
             raise ValueError(f"{name} and {reference} have no seed in common")
         if name != reference:
             pairs = [(by_seed[seed], methods[reference][seed]) for seed in shared]
-            cells = [_mean_error(key, [_value(a, key) - _value(b, key) for a, b in pairs], "+") for key in figures]
-            rows.append([name, str(len(shared)), *cells])
+            cells = [_difference(key, [_value(a, key) - _value(b, key) for a, b in pairs]) for key in figures]
+            rows.append([Cell(name), Cell(str(len(shared)), len(shared)), *cells])
     return ResultsTable([f"method minus {reference}", "seeds", *column_names(figures)], rows)
 
 
-def _by_method(reports: Reports) -> Mapping[str, Mapping[int, dict[str, Any]]]:
-    methods: dict[str, dict[int, dict[str, Any]]] = {}
+def _by_method(reports: Sequence[Report]) -> Mapping[str, Mapping[int, Report]]:
+    methods: dict[str, dict[int, Report]] = {}
     for report in reports:
         methods.setdefault(report["name"], {})[report["seed"]] = report
     return methods
 
 
-def _ambiguous(reports: Reports) -> tuple[str, int] | None:
+def _ambiguous(reports: Sequence[Report]) -> tuple[str, int] | None:
     """A name and seed that two runs have."""
     runs = [(report["name"], report["seed"]) for report in reports]
     return next((run for run in runs if runs.count(run) > 1), None)
 
 
-def _value(report: dict[str, Any], key: str) -> float:
+def _value(report: Report, key: str) -> float:
     return float(report["metrics"][key]["value"])
 
 
-def _mean_error(key: str, values: Sequence[float], sign: str = "") -> str:
-    scale, digits = scale_and_digits(key)
-    error = f" ± {scale * stdev(values) / sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):{sign}.{digits}f}{error}"
+def _difference(key: str, values: Sequence[float]) -> Cell:
+    error = stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+    return figure_cell(key, Measured(mean(values), error, error), "+")

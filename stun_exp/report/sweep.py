@@ -1,34 +1,68 @@
-"""A Hydra callback that ends a sweep with one table of all its runs."""
+"""What a sweep says when it ends: one table of all its runs, and which of them failed and why.
 
+Workers of a sweep share nothing but its folder, so all of it is read from there.
+"""
+
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+ERROR = "error.txt"
+"""In a run's folder: why it failed, in one line, and where."""
 
-class SweepTable(Callback):
-    """Prints the table of a finished sweep, and writes it beside the runs as table.md and table.json.
 
-    Where a method was run with several calibration seeds, a table of means follows (seeds.md).
-    """
+class SweepEnd(Callback):
+    """Ends a sweep with its tables and a list of what failed; the process then exits with 1 if anything did."""
+
+    folder: Path | None = None
+    """Of the sweep that is going on in this process."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir).absolute()
+        for file in folder.rglob(ERROR):  # what failed before is tried again
+            file.unlink()
+        SweepEnd.folder = folder
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from stun_exp.report.tables import read_reports, results_table
+        conclude(Path(config.hydra.sweep.dir).absolute())
 
-        folder = Path(config.hydra.sweep.dir).absolute()
-        reports = read_reports(folder)
-        if not reports:
-            return
-        from stun_exp.report.ledger import write_json
-        from stun_exp.report.seeds import seeds_table
 
-        table = results_table(reports)
-        table.show()
-        (folder / "table.md").write_text(table.markdown())
-        write_json(folder / "table.json", [{"columns": table.columns, "rows": table.rows}])
-        means = seeds_table(reports)
-        if means is not None:
-            means.show()
-            (folder / "seeds.md").write_text(means.markdown())
-        print(f"results: {folder}")
+def keep_error(folder: Path, told: str, error: BaseException) -> None:
+    """Leaves in a run's folder why it failed."""
+    (folder / ERROR).write_text(told + "\n\n" + "".join(traceback.format_exception(error)))
+
+
+def conclude(folder: Path) -> None:
+    """Prints the tables of a sweep that has ended and writes them beside its runs; exits with 1 if a run failed."""
+    SweepEnd.folder = None
+    if any(folder.rglob("report.json")):
+        from stun_exp.report.command import default_out, write_report
+
+        try:
+            print(f"report: {write_report([folder], default_out(folder))}")
+        except ValueError as error:  # the runs are there all the same
+            sys.stdout.flush()
+            print(f"no report of the sweep: {error}", file=sys.stderr)
+    failed = failures(folder)
+    if failed:
+        sys.stdout.flush()
+        print(f"{len(failed)} of the sweep's runs failed; the same command tries them again:", file=sys.stderr)
+        print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
+        sys.exit(1)
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """The runs of a sweep that failed, or did not come to their end, by folder, and why."""
+    failed = {}
+    for started in sorted(folder.rglob(".hydra")):
+        run, report, error = started.parent, started.parent / "report.json", started.parent / ERROR
+        # A second process that found the run locked has failed, the run has not.
+        if error.exists() and not (report.exists() and report.stat().st_mtime > error.stat().st_mtime):
+            failed[str(run.relative_to(folder))] = error.read_text().partition("\n")[0]
+        elif not report.exists():
+            failed[str(run.relative_to(folder))] = "did not end; it was killed, or is still running"
+    return failed

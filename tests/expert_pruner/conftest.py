@@ -1,6 +1,6 @@
 """Layers given as tensors, and plans made for them without a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -41,9 +41,9 @@ class LayerOfTensors:
     def router_rows_ED(self) -> Tensor:
         return self.rows_ED
 
-    def expert_weights(self, experts: Sequence[int]) -> Tensor:
+    def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
         assert self.weights_EP is not None, "the experts' weights were not to be read"
-        return self.weights_EP[list(experts)]
+        yield from torch.split(self.weights_EP[list(experts)], 1, dim=1)
 
 
 @pytest.fixture

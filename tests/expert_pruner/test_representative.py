@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from stun_exp.expert_pruner.representative import highest_members, nearest_members, nearest_to_mean
-from stun_exp.expert_pruner.similarity import weight_distance
+from stun_exp.expert_pruner.similarity import weight_distances
+
+
+def weight_distance(weights_NP: torch.Tensor) -> np.ndarray:
+    return weight_distances([weights_NP], [len(weights_NP)])[0]
 
 
 def test_the_nearest_to_the_mean_stays() -> None:
@@ -41,7 +46,7 @@ def test_of_members_as_near_to_the_mean_the_first_stays() -> None:
 def test_only_merged_clusters_are_read(source: Any) -> None:
     layer = source(0, torch.ones(5, 1), torch.tensor([[0.0], [9.0], [3.0], [1.0], [1.0]]))
     read = []
-    layer.expert_weights = lambda experts: read.append(list(experts)) or layer.weights_EP[experts]
+    layer.expert_weights = lambda experts: read.append(list(experts)) or [layer.weights_EP[experts]]
     assert nearest_members([[0, 1, 2], [3], [4]], layer, None) == [2, 3, 4]
     assert nearest_members([[0], [1], [2], [3], [4]], layer, None) == [0, 1, 2, 3, 4]
     assert nearest_members([[0, 1, 2], [3], [4]], layer, weight_distance(layer.weights_EP)) == [2, 3, 4]

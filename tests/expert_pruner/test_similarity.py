@@ -8,7 +8,7 @@ from stun_exp.expert_pruner.similarity import (
     coactivation_similarity,
     router_distance,
     row_distance,
-    weight_distance,
+    weight_distances,
 )
 
 ROWS = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]])
@@ -55,8 +55,10 @@ def test_small_distances_of_large_rows_survive() -> None:
 
 
 def test_weight_distances_in_pieces_equal_distances_of_whole_rows() -> None:
-    """More columns than a piece has, and a common offset, which a plain matrix product would drown in."""
+    """Within each of two clusters, with a common offset, which a plain matrix product would drown in."""
     generator = torch.Generator().manual_seed(0)
-    weights = 1e4 + 0.01 * torch.randn(4, 2**18 + 7, generator=generator, dtype=torch.float64)
+    weights = 1e4 + 0.01 * torch.randn(6, 1007, generator=generator, dtype=torch.float64)
     weights[3] = weights[1]
-    np.testing.assert_allclose(weight_distance(weights), row_distance(weights), rtol=1e-6, atol=1e-6)
+    first, second = weight_distances(torch.split(weights, 100, dim=1), [4, 2])
+    np.testing.assert_allclose(first, row_distance(weights[:4]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(second, row_distance(weights[4:]), rtol=1e-6, atol=1e-6)

@@ -214,7 +214,7 @@ def test_distances_of_weights_read_the_experts_once(planned: Planned, source: An
     """The distances that make the clusters also tell who is nearest to a mean: 1, 0, 0.5 lie together, 0.5 amid."""
     layer = source(0, torch.ones(5, 1), column(1, 9, 0, 20, 0.5))
     read = []
-    layer.expert_weights = lambda experts: read.append(list(experts)) or layer.weights_EP[list(experts)]
+    layer.expert_weights = lambda experts: read.append(list(experts)) or [layer.weights_EP[list(experts)]]
     (plan,) = planned(stun(0.4, lambda1=0.0, lambda_weights=1.0), [layer]).layers
     assert plan.kept == [1, 3, 4]
     assert read == [[0, 1, 2, 3, 4]]

@@ -1,7 +1,7 @@
 """A decoder layer's matrices are all of its weights that may be pruned; regrouping is the only surgery."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -90,18 +90,32 @@ def test_a_dense_layer_has_no_experts_and_nothing_to_remove(tiny_model: Callable
     assert {matrix.kind for matrix in dense.matrices()} == {"attention", "mlp"}
 
 
+def weights(layer: MoELayer, experts: Sequence[int]) -> torch.Tensor:
+    """The experts' flattened parameters, (len(experts), parameters of an expert)."""
+    return torch.cat(list(layer.expert_weights(experts)), 1)
+
+
+def test_pieces_of_large_experts_are_all_of_them(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = moe_layer(checkpoint)
+    whole = weights(layer, [4, 1])
+    monkeypatch.setattr("stun_exp.moe.layers.PIECE", 7)
+    assert len(list(layer.expert_weights([4, 1]))) > 100
+    assert torch.equal(weights(layer, [4, 1]), whole)
+    assert whole.shape[1] == sum(tensor[0].numel() for tensor in layer.expert_tensors().values())
+
+
 def test_a_group_of_one_is_bit_equal(checkpoint: Checkpoint) -> None:
     layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
     layer.regroup([[5], [0], [3]])
     assert layer.num_experts == 3
-    assert torch.equal(layer.expert_weights([0, 1, 2]), source.expert_weights([5, 0, 3]))
+    assert torch.equal(weights(layer, [0, 1, 2]), weights(source, [5, 0, 3]))
     assert torch.equal(layer.router_rows_ED(), source.router_rows_ED()[[5, 0, 3]])
 
 
 def test_a_group_of_several_is_the_mean_of_weights_and_router_rows(checkpoint: Checkpoint) -> None:
     layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
     layer.regroup([[1, 2, 4], [5]])
-    torch.testing.assert_close(layer.expert_weights([0])[0], source.expert_weights([1, 2, 4]).mean(0))
+    torch.testing.assert_close(weights(layer, [0])[0], weights(source, [1, 2, 4]).mean(0))
     torch.testing.assert_close(layer.router_rows_ED()[0], source.router_rows_ED()[[1, 2, 4]].mean(0))
 
 
@@ -109,7 +123,7 @@ def test_weights_are_shares_of_weights_and_router_rows_alike(checkpoint: Checkpo
     """The merged router row must be weighted too; a group of one stays bit for bit whatever its share says."""
     layer, source = moe_layer(checkpoint), moe_layer(checkpoint)
     layer.regroup([[0, 3], [1], [2, 4, 5]], weights=[[0.75, 0.25], [1.0], [0.0, 0.5, 0.5]])
-    before, after = source.expert_weights(range(6)), layer.expert_weights(range(3))
+    before, after = weights(source, range(6)), weights(layer, range(3))
     torch.testing.assert_close(after[0], 0.75 * before[0] + 0.25 * before[3])
     torch.testing.assert_close(after[2], (before[4] + before[5]) / 2)
     assert torch.equal(after[1], before[1])
@@ -132,9 +146,9 @@ def test_aligned_members_take_the_order_of_the_expert_they_join(checkpoint: Chec
     for view in (layer, source):
         renumber_into(view, 1, 4)
     layer.regroup([[0], [1, 4], [5]], weights=[[1.0], [0.3, 0.7], [1.0]], align_to=[0, reference, 5])
-    torch.testing.assert_close(layer.expert_weights([1]), source.expert_weights([reference]))
-    assert not torch.allclose(layer.expert_weights([1]), source.expert_weights([5 - reference]))
-    assert torch.equal(layer.expert_weights([0, 2]), source.expert_weights([0, 5]))
+    torch.testing.assert_close(weights(layer, [1]), weights(source, [reference]))
+    assert not torch.allclose(weights(layer, [1]), weights(source, [5 - reference]))
+    assert torch.equal(weights(layer, [0, 2]), weights(source, [0, 5]))
     rows = source.router_rows_ED()
     torch.testing.assert_close(layer.router_rows_ED()[1], 0.3 * rows[1] + 0.7 * rows[4])
 
@@ -146,14 +160,14 @@ def test_apply_does_what_the_plan_says(mixtral: Checkpoint, aligned: bool) -> No
     for view in (layer, source):
         renumber_into(view, 1, 4)
     layer.apply(LayerPlan(2, 6, [[0], [1, 4]], [0, 4], [[1.0], [0.25, 0.75]], aligned))
-    plain = 0.25 * source.expert_weights([1]) + 0.75 * source.expert_weights([4])
-    torch.testing.assert_close(layer.expert_weights([1]), source.expert_weights([4]) if aligned else plain)
+    plain = 0.25 * weights(source, [1]) + 0.75 * weights(source, [4])
+    torch.testing.assert_close(weights(layer, [1]), weights(source, [4]) if aligned else plain)
 
 
 def test_a_plan_that_keeps_everything_changes_nothing(mixtral: Checkpoint) -> None:
     layer, source = moe_layer(mixtral), moe_layer(mixtral)
     layer.apply(LayerPlan(2, 6, [[e] for e in range(6)], list(range(6)), [[1.0]] * 6, aligned=True))
-    assert torch.equal(layer.expert_weights(range(6)), source.expert_weights(range(6)))
+    assert torch.equal(weights(layer, range(6)), weights(source, range(6)))
 
 
 def test_fewer_groups_than_top_k_is_refused_by_name(mixtral: Checkpoint) -> None:
@@ -238,7 +252,7 @@ def test_permuting_experts_commutes_with_pruning_their_weights(checkpoint: Check
     prune(pruned_first, lambda expert: expert).regroup([[expert] for expert in order])
     permuted_first.regroup([[expert] for expert in order])
     prune(permuted_first, lambda expert: order[expert])
-    assert torch.equal(pruned_first.expert_weights(range(6)), permuted_first.expert_weights(range(6)))
+    assert torch.equal(weights(pruned_first, range(6)), weights(permuted_first, range(6)))
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""The command `stun-report`: tables, figures and one page from the reports of runs and sweeps."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stun_exp.report.comparable import ComparableSet, comparable_sets
+from stun_exp.report.formats import comma_separated, latex
+from stun_exp.report.published import compare
+from stun_exp.report.read import read_runs
+from stun_exp.report.significance import significance_table
+from stun_exp.report.tables import ResultsTable, results_table
+
+if TYPE_CHECKING:
+    from stun_exp.report.page import Section
+
+
+DESCRIPTION = """Reads the report.json files of runs and sweeps. Writes their tables (Markdown, LaTeX, CSV), paired
+tests, a comparison with published figures, figures (PNG, SVG), and index.html, one page with all of it. Runs that
+cannot be compared are refused, and what differs is named."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table of a report: what to call its file, its heading, and what is said above it."""
+
+    name: str
+    heading: str
+    text: str
+    table: ResultsTable
+
+
+def main() -> None:
+    """Runs the command line; exits with 2 if there is nothing to read, or if runs cannot be compared."""
+    parser = argparse.ArgumentParser(prog="stun-report", description=DESCRIPTION)
+    parser.add_argument(
+        "places", type=Path, nargs="+", metavar="DIR", help="a sweep, a run, or a .json list of reports"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; by default DIR/report")
+    arguments = parser.parse_args()
+    try:
+        page = write_report(arguments.places, arguments.out or default_out(arguments.places[0]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"report: {page}")
+
+
+def default_out(place: Path) -> Path:
+    """`report` in a folder, or beside a list of reports, with its name."""
+    return place.with_name(f"{place.stem}_report") if place.suffix == ".json" else place / "report"
+
+
+def write_report(places: Sequence[Path], out: Path) -> Path:
+    """The page, written with all else into `out`; prints the tables of results, and what was passed over.
+
+    FileNotFoundError for a place that is not there; ValueError if it holds no report, or runs that cannot be compared,
+    and then nothing is written.
+    """
+    found = read_runs(places)
+    for line in found.skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    sets = comparable_sets(found.runs)
+    parts = [list(_parts(one, name)) for one, name in zip(sets, _names(sets), strict=True)]
+    # Late: drawing is the slowest part, and a refusal should not wait for it.
+    from stun_exp.report.figures import write_figures
+    from stun_exp.report.page import Section, page
+
+    sections = []
+    for one, (results, *others) in zip(sets, parts, strict=True):
+        results.table.show()
+        figures = write_figures(one.reports, out / "figures" / results.name)
+        sections.append(Section(results.heading, results.text, [results.table], figures))
+        sections += [Section(part.heading, part.text, [part.table], []) for part in others]
+    if found.skipped:
+        sections.append(Section("Skipped", "\n\n".join(found.skipped), [], []))
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for part in (part for of_set in parts for part in of_set):
+        text = {"md": part.table.markdown(), "tex": latex(part.table, part.heading), "csv": comma_separated(part.table)}
+        for ending, content in text.items():
+            (out / "tables" / f"{part.name}.{ending}").write_text(content)
+    title = ", ".join(place.resolve().stem for place in places)
+    (out / "report.md").write_text(_markdown(title, sections, out))
+    index = out / "index.html"
+    index.write_text(page(title, sections))
+    return index
+
+
+def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
+    """The tables of one set: results, paired tests, published figures."""
+    count = len(one.runs)
+    text = f"{count} run{'s' * (count > 1)}. What differs among them is the seed, or has a column."
+    if one.repeated:
+        text += f" Left out, because they repeat another: {', '.join(one.repeated)}."
+    yield Part(name, one.heading, text, results_table(one.reports))
+    tests = significance_table(one.reports, [run.folder for run in one.runs])
+    if tests is not None:
+        text = "Whether two methods, or two values of one setting, differ by more than the luck of the items."
+        yield Part(f"{name}-paired", f"{one.heading}: paired tests", text, tests)
+    published = compare(one.reports)
+    if published is not None:
+        yield Part(f"{name}-published", f"{one.heading}: published figures", "Ours beside the papers'.", published)
+
+
+def _names(sets: Sequence[ComparableSet]) -> list[str]:
+    """A file's name for each set: its model's, and a number where a model has several."""
+    stems = [re.sub(r"[^\w.-]", "-", re.split(r"[/:]", str(one.reports[0]["model"]["source"]))[-1]) for one in sets]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: i + 1].count(stem)}" for i, stem in enumerate(stems)]
+
+
+def _markdown(title: str, sections: Sequence["Section"], out: Path) -> str:
+    blocks = [f"# {title}"]
+    for section in sections:
+        blocks += [f"## {section.heading}", section.text, *(table.markdown().rstrip() for table in section.tables)]
+        for figure in section.figures:
+            blocks += [f"![{figure.title}]({figure.png.relative_to(out).as_posix()})", figure.caption]
+    return "\n\n".join(blocks) + "\n"

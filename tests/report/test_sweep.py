@@ -1,0 +1,73 @@
+"""The end of a sweep, from its folder alone: the report, and what failed and why."""
+
+from collections.abc import Callable
+from os import utime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from stun_exp.report.ledger import write_json
+from stun_exp.report.sweep import ERROR, SweepEnd, conclude, failures, keep_error
+
+Make = Callable[..., dict[str, Any]]
+
+
+def started(folder: Path) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    return folder
+
+
+def test_what_failed_is_told_with_its_reason_and_ends_with_1(
+    tmp_path: Path, make_report: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(started(tmp_path / "sparsity=0.4") / "report.json", make_report())
+    keep_error(started(tmp_path / "sparsity=0.9"), "sparsity is too high", ValueError("sparsity is too high"))
+    started(tmp_path / "sparsity=0.95")
+    with pytest.raises(SystemExit, match="1"):
+        conclude(tmp_path)
+    said = capsys.readouterr()
+    assert "2 of the sweep's runs failed" in said.err
+    assert "sparsity=0.9: sparsity is too high" in said.err
+    assert "sparsity=0.95: did not end" in said.err
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert "Traceback" not in said.err
+    assert "ValueError: sparsity is too high" in (tmp_path / "sparsity=0.9" / ERROR).read_text()
+
+
+def test_a_sweep_without_failures_ends_quietly(tmp_path: Path, make_report: Make) -> None:
+    write_json(started(tmp_path / "sparsity=0.4") / "report.json", make_report())
+    assert failures(tmp_path) == {}
+    SweepEnd().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+
+
+def test_points_that_cannot_be_compared_are_told_and_do_not_undo_the_sweep(
+    tmp_path: Path, make_report: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, scope in (("a", "decoder"), ("b", "model")):
+        report = make_report()
+        report["settings"]["sparsity_scope"] = scope
+        write_json(started(tmp_path / name) / "report.json", report)
+    conclude(tmp_path)
+    assert "no report of the sweep" in capsys.readouterr().err
+
+
+def test_a_new_start_forgets_earlier_failures(tmp_path: Path) -> None:
+    keep_error(started(tmp_path / "seed=1"), "no room", OSError("no room"))
+    callback = SweepEnd()
+    callback.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert not (tmp_path / "seed=1" / ERROR).exists()
+    assert SweepEnd.folder == tmp_path
+    SweepEnd.folder = None
+
+
+def test_a_second_process_that_was_turned_away_is_no_failure_of_the_run(tmp_path: Path, make_report: Make) -> None:
+    """Two sweeps of one folder: the one that found the run locked fails, the run goes on and ends well."""
+    run = started(tmp_path / "seed=1")
+    keep_error(run, "another process is at work", ValueError("another process is at work"))
+    write_json(run / "report.json", make_report())
+    utime(run / ERROR, (1, 1))
+    assert failures(tmp_path) == {}
+    utime(run / "report.json", (0, 0))  # an older report, of other settings: this time it failed
+    assert failures(tmp_path) == {"seed=1": "another process is at work"}
