@@ -161,7 +161,7 @@ def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str,
     from omegaconf import OmegaConf
 
     from stun_exp.__main__ import CONF
-    from stun_exp.config import build
+    from stun_exp.config import build, points
     from stun_exp.disk.checkpoint import Checkpoint
     from stun_exp.disk.writer import CheckpointWriter
     from stun_exp.progress import prepare_libraries
@@ -197,7 +197,7 @@ def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str,
     assert isinstance(config, dict)
     out.mkdir()
     with anonymous_memory() as peak:
-        run(build(cfg), out, {str(key): value for key, value in config.items()})
+        run(points(build(cfg), {str(key): value for key, value in config.items()}, out))
     cost = json.loads((out / "report.json").read_text())["cost"]["prune"]
     return {
         "seconds": cost["wall_seconds"],

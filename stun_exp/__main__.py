@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
-from stun_exp.config import ConfigError, build
+from stun_exp.config import ConfigError, build, points
 from stun_exp.overrides import CONFIG_NAME
 from stun_exp.report.sweep import SweepEnd, conclude, keep_error
 
@@ -52,12 +52,8 @@ def job(cfg: DictConfig) -> None:
     assert isinstance(config, dict)
     here = HydraConfig.get()
     try:
-        run(
-            settings,
-            Path(here.runtime.output_dir),
-            {str(key): value for key, value in config.items()},
-            here.runtime.choices,
-        )
+        plain = {str(key): value for key, value in config.items()}
+        run(points(settings, plain, Path(here.runtime.output_dir)), here.runtime.choices)
     except Exception as error:
         told = _tell(error)
         if here.mode != RunMode.MULTIRUN:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +28,9 @@ class ConfigError(ValueError):
         return ConfigError, (self.mistakes,)  # launchers send it between processes
 
 
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Settings(Component):
     """One run, checked: its components, how much to prune, and how to call it."""
 
@@ -43,7 +47,8 @@ class Settings(Component):
     tracker: InstanceOf[Component]
     cache: InstanceOf[Component]
     # After the pruners: its check compares it with them, and pydantic checks fields in this order.
-    sparsity: float = Field(ge=0, lt=1)
+    sparsity: Ratio | tuple[Ratio, ...]
+    """Several are several runs that go through the model together."""
     sparsity_scope: Literal["experts", "decoder", "model"]
     seed: int = Field(ge=0)
     name: str
@@ -55,8 +60,16 @@ class Settings(Component):
     # in `seed` should not hide that `sparsity` is out of reach.
     @field_validator("sparsity")
     @classmethod
-    def _within_reach(cls, sparsity: float, info: ValidationInfo) -> float:
+    def _within_reach(cls, sparsity: float | tuple[float, ...], info: ValidationInfo) -> float | tuple[float, ...]:
         """`sparsity`, which the two pruners together can meet."""
+        if isinstance(sparsity, tuple):
+            if len(set(sparsity)) < max(len(sparsity), 1):
+                raise ValueError(
+                    "several sparsities must differ, and there must be one at least; pass sparsity=[0.4,0.5]"
+                )
+            for one in sparsity:
+                cls._within_reach(one, info)
+            return sparsity
         if "expert_pruner" not in info.data or "unstructured_pruner" not in info.data:
             return sparsity  # a pruner is wrong and has its own line
         ratio = getattr(info.data["expert_pruner"], "ratio", None)
@@ -79,6 +92,24 @@ class Settings(Component):
                 f"sparsity={ratio}{other}, or choose an unstructured_pruner"
             )
         return sparsity
+
+
+class Point(NamedTuple):
+    """One run of one sparsity: its settings, the same as plain data, and its folder."""
+
+    settings: Settings
+    config: dict[str, Any]
+    out: Path
+
+
+def points(settings: Settings, config: dict[str, Any], out: Path) -> list[Point]:
+    """The runs that the settings ask for: one in `out`, or one of each of several sparsities in folders there."""
+    if not isinstance(settings.sparsity, tuple):
+        return [Point(settings, config, out)]
+    return [
+        Point(settings.model_copy(update={"sparsity": one}), config | {"sparsity": one}, out / f"sparsity={one:g}")
+        for one in settings.sparsity
+    ]
 
 
 def build(cfg: DictConfig, unknown: Iterable[str] = ()) -> Settings:

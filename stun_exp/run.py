@@ -1,9 +1,10 @@
 """One run, top to bottom: checkpoint -> experts -> weights -> written checkpoint -> benchmarks -> report."""
 
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +15,12 @@ from stun_exp.allocation_stage import layer_ratios
 from stun_exp.budget import Budget, budget_of, expected_counts
 from stun_exp.cache import Store
 from stun_exp.calibration import decoder_start
+from stun_exp.config import Point
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.shards import Shard, write_file
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.evaluation_stage import check_backend, evaluate
-from stun_exp.export.protocol import Pruned
+from stun_exp.export.protocol import Pruned as PrunedModel
 from stun_exp.finished import fingerprint_of, is_finished, is_over
 from stun_exp.gathering import settings_of
 from stun_exp.journal import Allocated, FinishedLayer, Journal, Recovered, made_of
@@ -39,23 +41,32 @@ from stun_exp.stream import Held, Step, Walk, as_it_is
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
-from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers, warnings_of
+from stun_exp.weight_stage import Pruned, PrunedLayer, Pruning, WeightStage, prune_layers, warnings_of
 
 
-def run(
-    settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str, str | None] = MappingProxyType({})
-) -> None:
-    """Executes the pipeline and leaves its artifacts in `out`; ValueError or OSError for what the user can mend.
+def run(points: Sequence[Point], choices: Mapping[str, str | None] = MappingProxyType({})) -> None:
+    """Executes the pipeline at each point and leaves its artifacts there; ValueError or OSError for the user to mend.
 
-    `settings` are the checked components, `config` the same settings as plain data and `choices` what was chosen for
-    each group, for the report. What is finished in `out`, by a run that was interrupted, is not done again; nothing is
-    if all of it is.
+    Several points, of different sparsities, go through the weights together: a layer is read once. `choices` are what
+    was chosen for each group, for the report. What is finished in a point's folder is not done again.
     """
-    with alone_in(out):
-        _run(settings, out, config, choices)
+    with ExitStack() as locks:
+        waiting = []
+        for point in points:
+            point.out.mkdir(exist_ok=True)
+            locks.enter_context(alone_in(point.out))
+            going = _run(point, choices)
+            if (pruning := next(going, None)) is not None:
+                waiting.append((going, pruning))
+        for (going, _), pruned in zip(waiting, prune_layers([pruning for _, pruning in waiting]), strict=True):
+            with suppress(StopIteration):
+                going.send(pruned)
 
 
-def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str, str | None]) -> None:
+def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, Pruned, None]:
+    """One point's pipeline, but for the pruning of weights: that is asked of the caller."""
+    settings: Any = point.settings
+    config, out = point.config, point.out
     pruner, scope = settings.unstructured_pruner, settings.sparsity_scope
     device = settings.model.torch_device()
     in_nf4 = settings.model.load == "nf4"
@@ -172,7 +183,11 @@ def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str,
             index, passes = step.layer.index, step.passes / checkpoint.num_layers
             journal.add("prune", FinishedLayer(index, shard, pruned, diagnostics.of(index)), passes)
 
-        pruned = prune_layers(stage, allocated.layers, pruning, writer, diagnostics.watch, found.pruned, record)
+        asked = time.perf_counter()
+        pruned, own_seconds = yield Pruning(
+            stage, allocated.layers, pruning, writer, diagnostics.watch, found.pruned, record
+        )
+        cost.wall_seconds = own_seconds - (time.perf_counter() - asked)  # the rest was spent on other points
         cost.forward_passes = pruning.forward_passes
         cost.charge(known.take_saved())
         for warning in warnings_of(pruned, pruner):
@@ -192,7 +207,7 @@ def _run(settings: Any, out: Path, config: dict[str, Any], choices: Mapping[str,
         for warning in off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
             ledger.warn(warning)
     with ledger.stage("export"):
-        made = Pruned(
+        made = PrunedModel(
             source=checkpoint,
             plan=plan,
             folder=out / "checkpoint",

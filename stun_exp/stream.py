@@ -4,9 +4,10 @@ Shapes: B sequences of a batch, T tokens, D hidden size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
+from functools import cached_property
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -117,6 +118,8 @@ class Walk:
         self.held = held
         self.share = 1.0
         self.layer_passes = 0.0
+        self._hidden_BTD: list[Tensor] = []
+        self._arguments: dict[int, list[Arguments]] = {}
 
     @property
     def forward_passes(self) -> float:
@@ -129,47 +132,52 @@ class Walk:
         self.share = len(self.tokens_BT) / total
 
     def __iter__(self) -> Iterator[Step]:
-        # While a layer is at work the next one is read.
+        for _, step in walk_together([self]):
+            yield step
+
+    def layers(self) -> Iterator[MoELayer]:
+        """Layer after layer as it is read, the next one while the caller works on one."""
         with ThreadPoolExecutor(1) as reader:
-            yield from self._steps(reader)
+            following = reader.submit(self._read, 0)
+            for index in track(range(self.checkpoint.num_layers), self.what):
+                layer = following.result()
+                if index + 1 < self.checkpoint.num_layers:
+                    following = reader.submit(self._read, index + 1)
+                yield layer
+                del layer
+                give_back()
 
     def _read(self, index: int) -> MoELayer:
         return self.checkpoint.read_planned(index, self.plan.of(index) if self.plan else None)
 
-    def _layers(self, reader: Executor) -> Iterator[MoELayer]:
-        following = reader.submit(self._read, 0)
-        for index in track(range(self.checkpoint.num_layers), self.what):
-            layer = following.result()
-            if index + 1 < self.checkpoint.num_layers:
-                following = reader.submit(self._read, index + 1)
-            yield layer
-            give_back()
+    def begin(self, layer: MoELayer) -> Step:
+        """The next layer with the hidden states that reach it; `end` is to be called when it has been worked on."""
+        if layer.index in self._stacks:
+            stack = self._first_inputs(layer.index, self._stacks[layer.index], self._hidden_BTD)
+            self._hidden_BTD, self._arguments = stack[0], dict(enumerate(stack[1], layer.index))
+        self.edit(layer)
+        layer.module.to(self.device)
+        arguments = self._arguments.pop(layer.index)
+        num_layers = self.checkpoint.num_layers
+        return Step(layer, self._hidden_BTD, arguments, self.held, self.spill, self.dense, num_layers)
 
-    def _steps(self, reader: Executor) -> Iterator[Step]:
-        first, num_layers = 0, self.checkpoint.num_layers
-        outputs_BTD: list[Tensor] = []
-        layers = self._layers(reader)
-        for stack in self.checkpoint.stacks:
-            hidden_BTD: list[Tensor] = []
-            arguments: list[list[Arguments]] = [[] for _ in stack]
-            if self.runs:
-                hidden_BTD, arguments = self._first_inputs(first, len(stack), outputs_BTD)
-            for number in range(len(stack)):
-                layer = next(layers)
-                self.edit(layer)
-                layer.module.to(self.device)
-                step = Step(layer, hidden_BTD, arguments[number], self.held, self.spill, self.dense, num_layers)
-                yield step
-                # Nobody takes what the last layer of all gives; an encoder's last feeds the decoder.
-                if self.runs and step.outputs_BTD is None and layer.index + 1 < self.checkpoint.num_layers:
-                    step.forward()
-                self.layer_passes += step.passes
-                outputs_BTD = hidden_BTD = step.outputs_BTD or []
-                if self.runs and number + 1 < len(stack):
-                    arguments[number + 1] = [
-                        _with(call, handed) for call, handed in zip(arguments[number + 1], step.handed_on, strict=True)
-                    ]
-            first += len(stack)
+    def end(self, step: Step) -> None:
+        """Takes what the layer gives, as it is now, to the next one."""
+        after = step.layer.index + 1
+        # Nobody takes what the last layer of all gives; an encoder's last feeds the decoder.
+        if self.runs and step.outputs_BTD is None and after < self.checkpoint.num_layers:
+            step.forward()
+        self.layer_passes += step.passes
+        self._hidden_BTD = step.outputs_BTD or []
+        if self.runs and after in self._arguments:
+            calls = zip(self._arguments[after], step.handed_on, strict=True)
+            self._arguments[after] = [_with(call, handed) for call, handed in calls]
+
+    @cached_property
+    def _stacks(self) -> dict[int, int]:
+        """The first layer of each stack, and the layers that the stack has."""
+        sizes = [len(stack) for stack in self.checkpoint.stacks]
+        return dict(zip(accumulate([0, *sizes]), sizes, strict=False))
 
     @torch.inference_mode()
     def _first_inputs(
@@ -181,6 +189,8 @@ class Walk:
         by recorders, so no architecture's mask or position code is written here again. All calibration sequences are
         whole: batches of one shape share one set of arguments, unless an encoder's outputs are among them.
         """
+        if not self.runs:
+            return [], [[] for _ in range(num_layers)]
         shell = self.checkpoint.read_shell()
         num_outputs = 1 + max(self.checkpoint.family.hands_on, default=0)
         recorders = []
@@ -201,6 +211,21 @@ class Walk:
                 for recorder in stack:
                     recorder.calls[number] = recorder.calls[alike]
         return stack[0].inputs_BTD, [recorder.calls for recorder in stack]
+
+
+def walk_together(walks: Sequence[Walk]) -> Iterator[tuple[int, Step]]:
+    """The steps of several walks through one checkpoint under one plan, layer by layer, each with its walk's place.
+
+    A layer is read once, and each walk has a copy of its own, one after the other.
+    """
+    for layer in walks[0].layers():
+        for place, walk in enumerate(walks):
+            own = layer if walk is walks[-1] else walk.checkpoint.copy(layer)
+            step = walk.begin(own)
+            yield place, step
+            walk.end(step)
+            del own, step
+        del layer
 
 
 def _with(call: Arguments, handed: Mapping[int, Any]) -> Arguments:

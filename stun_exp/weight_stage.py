@@ -1,9 +1,10 @@
 """The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.budget import Scope, kinds_in_scope
@@ -11,7 +12,7 @@ from stun_exp.disk.shards import Shard
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.gathering import gather, starved_experts
 from stun_exp.moe.layers import Matrix, MoELayer
-from stun_exp.stream import Step, Walk
+from stun_exp.stream import Step, Walk, walk_together
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import Task, UnstructuredPruner
 
@@ -144,34 +145,64 @@ def warnings_of(layers: Sequence[PrunedLayer], pruner: UnstructuredPruner) -> It
             )
 
 
-def prune_layers(
-    stage: WeightStage,
-    ratios: Sequence[LayerRatios],
-    walk: Walk,
-    writer: CheckpointWriter,
-    watch: Callable[[Step], AbstractContextManager[object]] = nullcontext,
-    finished: Mapping[int, PrunedLayer] = MappingProxyType({}),
-    done: Callable[[Step, PrunedLayer, Shard], None] = lambda step, pruned, shard: None,
-) -> list[PrunedLayer]:
-    """Prunes and writes layer after layer, each in a block that `watch` makes for it, and says so to `done`.
+@dataclass(frozen=True)
+class Pruning:
+    """One walk's second stage: how much of each layer goes, and where the result is written.
 
-    What is `finished` was written earlier. It is run as it is on disk where what comes after it wants its outputs, and
-    not pruned again.
+    Each layer is pruned in a block that `watch` makes for it, and `done` is told of it when it is on disk. What is
+    `finished` was written earlier. It is run as it is on disk where what comes after it wants its outputs, and not
+    pruned again.
     """
-    pruned = dict(finished)
-    prunable = set()
-    missing = [index for index in range(len(ratios)) if index not in finished]
-    for step in walk if missing else ():
+
+    stage: WeightStage
+    ratios: Sequence[LayerRatios]
+    walk: Walk
+    writer: CheckpointWriter
+    watch: Callable[[Step], AbstractContextManager[None]] = lambda step: nullcontext()
+    finished: Mapping[int, PrunedLayer] = field(default_factory=dict)
+    done: Callable[[Step, PrunedLayer, Shard], None] = lambda step, pruned, shard: None
+
+    def is_finished(self) -> bool:
+        return len(self.finished) == len(self.ratios)
+
+    def prune(self, step: Step, pruned: dict[int, PrunedLayer]) -> None:
+        """Prunes and writes one layer, if that has not been done, and adds it to the `pruned`."""
         layer = step.layer
-        if stage.prunable(layer):
-            prunable.add(layer.index)
-        if layer.index in missing:
-            with watch(step):
-                pruned[layer.index] = stage.prune_(step, ratios[layer.index])
-            done(step, pruned[layer.index], writer.write_layer(layer))
-        elif walk.runs and stage.pruner.inputs == "pruned":
-            writer.restore_(layer)
-    if walk.dense is not None:
-        walk.dense.walked(prunable)
-    writer.finish()
-    return [pruned[index] for index in range(len(ratios))]
+        if layer.index not in self.finished:
+            with self.watch(step):
+                pruned[layer.index] = self.stage.prune_(step, self.ratios[layer.index])
+            self.done(step, pruned[layer.index], self.writer.write_layer(layer))
+        elif self.walk.runs and self.stage.pruner.inputs == "pruned":
+            self.writer.restore_(layer)
+
+
+class Pruned(NamedTuple):
+    """What became of each layer, and the seconds that it took, those of other prunings left out."""
+
+    layers: list[PrunedLayer]
+    seconds: float
+
+
+def prune_layers(prunings: Sequence[Pruning]) -> list[Pruned]:
+    """Each pruning's layers; prunings of one checkpoint under one plan go through it together."""
+    layers = [dict(pruning.finished) for pruning in prunings]
+    seconds = [0.0] * len(prunings)
+    going = [place for place, pruning in enumerate(prunings) if not pruning.is_finished()]
+    prunable = set()
+    start = time.perf_counter()
+    for number, step in walk_together([prunings[place].walk for place in going]) if going else ():
+        pruning, place = prunings[going[number]], going[number]
+        if pruning.stage.prunable(step.layer):
+            prunable.add(step.layer.index)
+        pruning.prune(step, layers[place])
+        # With what was done since the last one's turn: the walk to here, and the reading of the layer for the first.
+        now = time.perf_counter()
+        seconds[place] += now - start
+        start = now
+    for pruning in prunings:
+        if pruning.walk.dense is not None:
+            pruning.walk.dense.walked(prunable)
+        pruning.writer.finish()
+    return [
+        Pruned([pruned[index] for index in sorted(pruned)], own) for pruned, own in zip(layers, seconds, strict=True)
+    ]

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from stun_exp.__main__ import CONF
-from stun_exp.config import build
+from stun_exp.config import build, points
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.models import register
@@ -260,7 +260,7 @@ def run_with() -> Callable[..., dict[str, Any]]:
         out.mkdir(exist_ok=True)
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
-        run(build(cfg), out, {str(key): value for key, value in config.items()})
+        run(points(build(cfg), {str(key): value for key, value in config.items()}, out))
         report = out / "report.json"
         return json.loads(report.read_text()) if report.exists() else {}
 

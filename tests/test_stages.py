@@ -31,7 +31,7 @@ from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 from stun_exp.verification import count_written, prove_it_runs
-from stun_exp.weight_stage import WeightStage, prune_layers
+from stun_exp.weight_stage import Pruning, WeightStage, prune_layers
 
 CPU = torch.device("cpu")
 NOTHING_KNOWN = Known(Store(NoCache(), pytest.fail), {})
@@ -92,7 +92,7 @@ class Pruned:
             stage, allocation or Uniform(), self.budget, self.budget.weights_ratio(), self.allocating
         )
         self.pruning = Walk(source, batches_BT, CPU, "pruning", self.plan)
-        prune_layers(stage, self.ratios, self.pruning, CheckpointWriter(source, out))
+        prune_layers([Pruning(stage, self.ratios, self.pruning, CheckpointWriter(source, out))])[0].layers
         self.written = Checkpoint(out, None)
         self.scope: Scope = scope
 

@@ -84,6 +84,16 @@ class Checkpoint(Architecture):
         self.outline(index).check_groups(plan.groups)
         return self.read_layer(index, [expert for (expert,) in plan.groups])
 
+    def copy(self, layer: MoELayer) -> MoELayer:
+        """The same layer once more, its experts where those of a layer that is read lie."""
+        experts = f"{layer.block_path}.experts."
+        copies: dict[int, Any] = {}
+        for name, tensor in layer.module.named_parameters():
+            if name.startswith(experts):
+                copy = self._allocate(tensor).copy_(tensor)
+                copies[id(tensor)] = nn.Parameter(copy, requires_grad=False)
+        return MoELayer(deepcopy(layer.module, copies), layer.index, layer.family)
+
     def _layer_tensors(self, layer: MoELayer, experts: Sequence[int]) -> dict[str, Tensor]:
         """The tensors of a layer by their names inside it, experts put straight into their places."""
         prefix = f"{self.paths[layer.index]}."

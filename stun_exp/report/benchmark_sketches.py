@@ -54,7 +54,7 @@ def ablation(study: Study, quality: Quality) -> Iterator[Sketch]:
         places = dict(zip(order, numbers or map(float, range(len(order))), strict=True))
         x = _axis(setting, places, numbers is not None)
         spots = {g.name: [(places[asked(point, setting)], quality.of(point)) for point in g.points] for g in many}
-        yield from _lines(study, quality, setting, x, spots, said, joined=True)
+        yield from _lines(study, quality, setting, x, spots, said, joined=numbers is not None)
 
 
 def ranking(study: Study, quality: Quality) -> Iterator[Sketch]:

@@ -58,7 +58,7 @@ class Ledger:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             cost.peak_device_gib = torch.cuda.max_memory_allocated(self.device) / 2**30
-        cost.wall_seconds = time.perf_counter() - start + cost.cached_seconds
+        cost.wall_seconds += time.perf_counter() - start + cost.cached_seconds
         cost.peak_host_gib = _peak_host_gib()
         self.costs[name] = cost
         device = "" if cost.peak_device_gib is None else f", {cost.peak_device_gib:.2f} GiB device"

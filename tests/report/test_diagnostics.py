@@ -22,7 +22,7 @@ from stun_exp.report.diagnostics import Diagnostics, Moments, Weights, outlier_p
 from stun_exp.stream import Walk
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.wanda import Wanda
-from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers
+from stun_exp.weight_stage import PrunedLayer, Pruning, WeightStage, prune_layers
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -157,10 +157,10 @@ class Pruned:
         self.layers: list[PrunedLayer]
         if watched:
             self.walk.edit = lambda layer: found.before(layer, PLAN.of(layer.index), source.read_layer)
-            self.layers = prune_layers(stage, ratios, self.walk, CheckpointWriter(source, out), found.watch)
+            self.layers = prune_layers([Pruning(stage, ratios, self.walk, CheckpointWriter(source, out), found.watch)])[0].layers
             self.json = found.json([0.1, None, 0.3])
         else:
-            self.layers = prune_layers(stage, ratios, self.walk, CheckpointWriter(source, out))
+            self.layers = prune_layers([Pruning(stage, ratios, self.walk, CheckpointWriter(source, out))])[0].layers
         self.written = Checkpoint(out, None)
 
 

@@ -21,7 +21,7 @@ from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.sparsegpt import SparseGPT
 from stun_exp.unstructured_pruner.wanda import Wanda
 from stun_exp.verification import count_written
-from stun_exp.weight_stage import WeightStage, prune_layers
+from stun_exp.weight_stage import Pruning, WeightStage, prune_layers
 
 CONF = Path(__file__).parents[2] / "conf"
 CPU = torch.device("cpu")
@@ -214,7 +214,7 @@ class Run:
         owl = OWL(**settings_of("allocation/owl") | {"outlier_multiple": 3.0})
         walks = [Walk(source, list(tokens_BT.split(2)), CPU, what) for what in ("allocating", "pruning")]
         self.ratios = layer_ratios(stage, owl, budget, budget.weights_ratio(), walks[0])
-        self.layers = prune_layers(stage, self.ratios, walks[1], CheckpointWriter(source, out))
+        self.layers = prune_layers([Pruning(stage, self.ratios, walks[1], CheckpointWriter(source, out))])[0].layers
         self.written = Checkpoint(out, None)
 
     def weights(self) -> dict[str, Tensor]:

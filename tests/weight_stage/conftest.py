@@ -22,7 +22,7 @@ from stun_exp.unstructured_pruner.masks import SquaredNorm
 from stun_exp.unstructured_pruner.moe_pruner import MoEPruner
 from stun_exp.unstructured_pruner.protocol import Inputs, Starved, Task, UnstructuredPruner
 from stun_exp.unstructured_pruner.wanda import Wanda
-from stun_exp.weight_stage import PrunedLayer, WeightStage, prune_layers
+from stun_exp.weight_stage import PrunedLayer, Pruning, WeightStage, prune_layers
 
 COMPONENTS = {"wanda": Wanda, "moe_pruner": MoEPruner, "magnitude": Magnitude}
 
@@ -125,7 +125,7 @@ def prune(tokens_BT: Tensor, tmp_path: Path) -> Callable[..., Result]:
         walk = Walk(source, list(tokens_BT.split(3)), torch.device("cpu"), "test", runs=stage.needs_data)
         walk.edit = edit
         ratios = [LayerRatios(ratio)] * source.num_layers if isinstance(ratio, float) else ratio
-        layers = prune_layers(stage, ratios, walk, CheckpointWriter(source, out))
+        layers = prune_layers([Pruning(stage, ratios, walk, CheckpointWriter(source, out))])[0].layers
         return Result(source, Checkpoint(out, None), layers, walk.forward_passes)
 
     return go
