@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from stun_exp.cache import Store
 from stun_exp.component import Component
 
 if TYPE_CHECKING:
@@ -79,6 +80,27 @@ class Calibration(Component):
         tokens = torch.tensor(rows, dtype=torch.int64)
         digest = sha256(tokens.numpy().tobytes()).hexdigest()
         return CalibrationTokens(list(torch.split(tokens, self.batch_size)), digest)
+
+    def drawn(
+        self, tokenizer: Any, seed: int, decoder_start: int | None, model: Mapping[str, Any], store: Store
+    ) -> CalibrationTokens:
+        """The same as `tokens`, which another run may have drawn; `model` is the identity of the tokenizer's folder."""
+        from stun_exp.disk.shards import digest_of
+
+        path = getattr(self, "path", None)
+        key = {
+            "calibration": f"{type(self).__qualname__} {self!r}",
+            "text": None if path is None else digest_of(Path(path).expanduser()),
+            "seed": seed,
+            "decoder_start": decoder_start,
+            "tokenizer": {name: digest for name, digest in model.items() if isinstance(digest, str)},
+        }
+        found = store.find("tokens", key)
+        if found is None:
+            tokens = self.tokens(tokenizer, seed, decoder_start)
+            store.add("tokens", key, vars(tokens))
+            return tokens
+        return CalibrationTokens(**found)
 
     def _blocks(self, documents: Iterable[list[int]], tokenizer: Any) -> Iterator[list[int]]:
         """Documents joined by the end-of-text token and cut into sequences, as Lu et al. do."""

@@ -78,7 +78,8 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
     with ledger.stage("open"):
         checkpoint: Checkpoint = settings.model.open(settings.stream.scratch(out))
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=settings.model.trust_remote_code)
-        tokens = settings.calibration.tokens(tokenizer, settings.seed, decoder_start(checkpoint.config))
+        start = decoder_start(checkpoint.config)
+        tokens = settings.calibration.drawn(tokenizer, settings.seed, start, checkpoint.identity(), store)
         training_NT = training_sequences(
             settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
         )

@@ -39,11 +39,15 @@ def keep_error(folder: Path, told: str, error: BaseException) -> None:
 def conclude(folder: Path) -> None:
     """Prints the tables of a sweep that has ended and writes them beside its runs; exits with 1 if a run failed."""
     SweepEnd.folder = None
-    if any(folder.rglob("report.json")):
+    reports = list(folder.rglob("report.json"))
+    if reports:
         from stun_exp.report.command import default_out, write_report
 
+        page = default_out(folder) / "index.html"
         try:
-            print(f"report: {write_report([folder], default_out(folder))}")
+            if not page.exists() or max(file.stat().st_mtime for file in reports) > page.stat().st_mtime:
+                write_report([folder], page.parent)
+            print(f"report: {page}")
         except ValueError as error:  # the runs are there all the same
             sys.stdout.flush()
             print(f"no report of the sweep: {error}", file=sys.stderr)
