@@ -26,6 +26,7 @@ from bench_experts import (
 from bench_inspect import inspect_command_seconds, inspect_million_seconds
 from bench_models import nf4_expert_bytes_ratio, observe_over_forward
 from bench_stream import stream_over_memory, stream_overlap, stream_rss_per_layer
+from bench_sweeps import grid20_dense_over_point, grid20_pruned_over_twenty, report200_seconds, resweep_seconds
 from timing import alternate, minutes, ratio, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +174,10 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
         stream_rss_per_layer,
         stream_over_memory,
         stream_overlap,
+        grid20_dense_over_point,
+        grid20_pruned_over_twenty,
+        resweep_seconds,
+        report200_seconds,
     )
 }
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,9 @@ from stun_exp.config import ConfigError, Settings, build
 from stun_exp.overrides import CONFIG_NAME, Argument, Groups, parsed, read
 from stun_exp.wording import did_you_mean, dotted, no_such
 
+MOST_CONFIGS, MOST_JOBS = 64, 1000
+"""A config takes a tenth of a second to compose, a job with other values a hundredth to check."""
+
 # What Hydra raises for a reason that is the user's.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
@@ -28,8 +33,8 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 def check(argv: Sequence[str], conf: Path) -> list[str]:
     """`argv` for Hydra to run: the same, with globs over choices written out.
 
-    Raises ConfigError with every mistake. Each value of a sweep is tried on top of the first value of the
-    others: the sum of their numbers, not the product. What cannot be judged here is left to Hydra.
+    Raises ConfigError with every mistake. Each value of a sweep is tried on top of the first value of the others, and
+    then, of a sweep that is not too large, each combination. What cannot be judged here is left to Hydra.
     """
     args = get_args_parser().parse_args(argv)
     not_a_run = (args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)
@@ -127,16 +132,27 @@ class _Jobs:
     names_only: bool  # `--cfg` shows a config whatever its values
 
     def mistakes(self) -> Iterator[str]:
-        """The mistakes of the first job, then those that each further value of a sweep adds."""
+        """The mistakes of the first job, those that each further value of a sweep adds, or those of combinations."""
         arguments = [argument for argument in self.arguments if argument.texts]
         first = [argument.texts[0] for argument in arguments]
-        in_all = list(self._of(arguments, first))
-        yield from in_all
+        said = list(self._of(arguments, first))
+        yield from said
+        in_all = set(said)
         for i, argument in enumerate(arguments):
             for text in argument.texts[1:]:
                 for line in self._of(arguments, [*first[:i], text, *first[i + 1 :]]):
                     if line not in in_all:
+                        said.append(line)
                         yield line if line.startswith(text) else f"{line} (in the job with {text})"
+        configs = prod(len(argument.texts) for argument in arguments if argument.composes)
+        if said or configs > MOST_CONFIGS or prod(len(argument.texts) for argument in arguments) > MOST_JOBS:
+            return
+        for job in product(*(argument.texts for argument in arguments)):
+            for line in self._of(arguments, list(job)):
+                if line not in said:
+                    said.append(line)
+                    swept = [text for text, argument in zip(job, arguments, strict=True) if len(argument.texts) > 1]
+                    yield f"{line} (in the job with {' '.join(swept)})"
 
     def _of(self, arguments: list[Argument], job: list[str]) -> Iterator[str]:
         """The mistakes of one job: its names, then, with the wrong ones left out, its values."""

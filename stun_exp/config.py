@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,9 +28,6 @@ class ConfigError(ValueError):
         return ConfigError, (self.mistakes,)  # launchers send it between processes
 
 
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-
-
 class Settings(Component):
     """One run, checked: its components, how much to prune, and how to call it."""
 
@@ -47,7 +44,7 @@ class Settings(Component):
     tracker: InstanceOf[Component]
     cache: InstanceOf[Component]
     # After the pruners: its check compares it with them, and pydantic checks fields in this order.
-    sparsity: Ratio | tuple[Ratio, ...]
+    sparsity: float | tuple[float, ...]
     """Several are several runs that go through the model together."""
     sparsity_scope: Literal["experts", "decoder", "model"]
     seed: int = Field(ge=0)
@@ -70,6 +67,8 @@ class Settings(Component):
             for one in sparsity:
                 cls._within_reach(one, info)
             return sparsity
+        if not 0 <= sparsity < 1:
+            raise ValueError("must be at least 0 and below 1")
         if "expert_pruner" not in info.data or "unstructured_pruner" not in info.data:
             return sparsity  # a pruner is wrong and has its own line
         ratio = getattr(info.data["expert_pruner"], "ratio", None)
