@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import hydra
@@ -18,9 +19,15 @@ from stun_exp.report.sweep import SweepEnd, conclude, keep_error
 PACKAGE = Path(__file__).parent
 # In a wheel the configs lie in the package, in a checkout beside it.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user wants every traceback; read here, because `main` sets the variable for Hydra."""
+SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1" and "STUN_SHORT_ERRORS" not in os.environ
+"""Whether the user wants every traceback; read here, because `main` sets the first variable for Hydra.
 
+It sets the second for the processes of a sweep, which inherit the first.
+"""
+
+# A launcher's config has the name of its plugin's, which it is checked against: as wanted, and nothing to tell. Here,
+# because the processes of a sweep import this module, and compose their configs before they call it.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 INSPECT_HELP = """stun inspect tells what a model is, what of it fits where, and what a run of it will need.
 
@@ -87,6 +94,8 @@ def main(conf: Path = CONF) -> None:
             inspect(sys.argv[2:], conf)
             return
         sys.argv[1:] = check(sys.argv[1:], conf)
+        if not SHOW_ALL:
+            os.environ["STUN_SHORT_ERRORS"] = "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print, so that it is told here
         hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIG_NAME)(job)()
     except ConfigError as error:

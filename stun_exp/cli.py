@@ -13,7 +13,9 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -45,7 +47,7 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
         typed, mistakes = read(args.overrides, groups)
         compose_cached = cache(_composed)
         try:
-            _, params, mode = compose_cached(_composing(typed))
+            _, params, mode, launcher = compose_cached(_composing(typed))
         except HYDRA_ERRORS as error:
             raise ConfigError([*mistakes, one_line(error)]) from error
         added: list[Argument] = []
@@ -53,7 +55,7 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
             # what is typed beats what the sweep's file says
             texts = [f"{key}={value}" for key, value in params.items() if key not in {a.key for a in typed}]
             added, wrong = read(texts, groups)
-            mistakes += wrong
+            mistakes += [*wrong, *_needing_plugin(**launcher)]
         else:
             mistakes += _needing_multirun(typed, {} if args.cfg else params)
             typed = [replace(argument, texts=argument.texts[:1]) for argument in typed]
@@ -86,6 +88,7 @@ class _Composed(NamedTuple):
     cfg: DictConfig
     sweep: dict[str, Any]
     mode: RunMode | None
+    launcher: dict[str, str]  # its choice and its class
 
 
 def _composed(overrides: tuple[str, ...]) -> _Composed:
@@ -94,7 +97,8 @@ def _composed(overrides: tuple[str, ...]) -> _Composed:
     sweep = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.sweeper.params") or OmegaConf.create())
     assert isinstance(sweep, dict)
     settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return _Composed(settings, {str(key): value for key, value in sweep.items()}, cfg.hydra.mode)
+    launcher = {"choice": cfg.hydra.runtime.choices["hydra/launcher"], "target": cfg.hydra.launcher._target_}
+    return _Composed(settings, {str(key): value for key, value in sweep.items()}, cfg.hydra.mode, launcher)
 
 
 def _composing(arguments: list[Argument]) -> tuple[str, ...]:
@@ -110,6 +114,13 @@ def _needing_multirun(arguments: list[Argument], params: dict[str, Any]) -> Iter
         if argument.sweeps:
             a_list = "" if argument.composes else f", or write a list as {argument.key}=[A,B]"
             yield f"{argument.given}: several values; pass -m to sweep over them{a_list}"
+
+
+def _needing_plugin(choice: str, target: str) -> Iterator[str]:
+    """The mistake of a launcher whose plugin for Hydra is not installed."""
+    installed = {f"{launcher.__module__}.{launcher.__qualname__}" for launcher in Plugins.instance().discover(Launcher)}
+    if target not in installed:
+        yield f"hydra/launcher={choice}: its plugin is not installed; pip install 'stun-exp[{choice}]'"
 
 
 def _written_out(argv: Sequence[str], typed: list[Argument], added: list[Argument]) -> list[str]:

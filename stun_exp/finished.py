@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stun_exp.report.ledger import SCHEMA
+from stun_exp.report.schema import SCHEMA
 
 WITHOUT_EFFECT = ("dry_run", "resume", "stream", "cache", "tracker")
 """Settings that cannot change what a run leaves."""
