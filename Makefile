@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY) ## Prune the bundled model by STUN + OWL, OWL and Wanda at 40 % and 65 %, and print the table
-	$(BIN)/stun --multirun sweep=demo
+	$(BIN)/stun --multirun experiment=demo
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest

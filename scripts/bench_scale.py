@@ -32,6 +32,7 @@ HEADER = (
     "peak GB",
     "of it not in files",
     "s a layer",
+    "CPU s",
     "read s",
     "compute s",
     "write s",
@@ -196,14 +197,17 @@ def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str,
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     out.mkdir()
+    start = time.process_time()
     with anonymous_memory() as peak:
         run(points(build(cfg), {str(key): value for key, value in config.items()}, out))
+    cpu = time.process_time() - start
     cost = json.loads((out / "report.json").read_text())["cost"]["prune"]
     return {
         "seconds": cost["wall_seconds"],
         **seconds,
         "peak_gb": cost["peak_host_gib"] * 1.073741824,
         "anonymous_gb": peak[0],
+        "cpu_seconds": cpu,
     }
 
 
@@ -241,6 +245,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['peak_gb']:.2f}",
             f"{row['anonymous_gb']:.2f}",
             f"{row['seconds'] / layers:.1f}",
+            f"{row['cpu_seconds'] / layers:.1f}",
             f"{row['read'] / layers:.1f}",
             f"{(row['seconds'] - row['write']) / layers:.1f}",
             f"{row['write'] / layers:.1f}",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -117,10 +117,13 @@ class Calibration(Component):
 class ToyText(Calibration):
     """Text of the toy model's world, from a stream of documents that it was not trained on."""
 
+    domain: Literal["all", "maths"]
+    """Documents of every kind, in the shares of its training, or problems alone."""
+
     def sequences(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
         from stun_exp.toy.text import calibration_documents
 
-        documents = (tokenizer(text)["input_ids"] for text in calibration_documents(seed))
+        documents = (tokenizer(text)["input_ids"] for text in calibration_documents(seed, self.domain))
         return islice(self._blocks(documents, tokenizer), self.num_sequences)
 
 

@@ -106,10 +106,10 @@ def _composing(arguments: list[Argument]) -> tuple[str, ...]:
 
 
 def _needing_multirun(arguments: list[Argument], params: dict[str, Any]) -> Iterator[str]:
-    """The mistakes of a sweep that was not asked for with -m."""
-    if params:
-        sweep = " ".join(f"{key}={value}" for key, value in params.items())
-        yield f"{sweep}: the config is a sweep; pass -m to run it"
+    """The mistakes of a sweep that was not asked for with -m; a grid all of whose settings are typed is one run."""
+    typed = {argument.key for argument in arguments}
+    if left := [f"{key}={value}" for key, value in params.items() if key not in typed]:
+        yield f"{' '.join(left)}: the config is a sweep; pass -m to run it, or one value for each of these"
     for argument in arguments:
         if argument.sweeps:
             a_list = "" if argument.composes else f", or write a list as {argument.key}=[A,B]"

@@ -70,7 +70,9 @@ class Benchmark(Component):
 
 
 class NoEvaluation(Component):
-    """Runs no benchmark."""
+    """Runs no benchmark, whatever it is told to run them on, so that `eval=none` can be typed over any other choice."""
+
+    baseline: bool
 
     def prepare(self) -> "Prepared":
         return Prepared(())

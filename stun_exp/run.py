@@ -201,7 +201,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
             if recovery is not None:
                 journal.add("recover", Recovered(recovery, writer.rehash()))
     with ledger.stage("verify"):
-        written = Checkpoint(out / "checkpoint", None)
+        written = Checkpoint(out / "checkpoint", None, settings.stream.scratch(out))
         on_disk = count_written(written, scope)
         sparsity = measured_sparsity(budget, on_disk, pruned, settings)
         prove_it_runs(Walk(written, tokens.batches_BT[:1], device, "reloading", targets_BT=tokens.targets_BT[:1]))

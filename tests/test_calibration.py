@@ -138,9 +138,11 @@ class Letters:
 
 
 def test_toy_text_is_seeded() -> None:
-    toy = ToyText(num_sequences=3, sequence_length=20, batch_size=2)
+    toy = ToyText(domain="all", num_sequences=3, sequence_length=20, batch_size=2)
     hashes = [toy.tokens(Letters(), seed).sha256 for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]
+    maths = toy.model_copy(update={"domain": "maths"})
+    assert maths.tokens(Letters(), 0).sha256 not in hashes
 
 
 # --- C4, from documents given here in place of the download

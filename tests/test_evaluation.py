@@ -36,7 +36,7 @@ def one(task: str, shots: int, metric: str, include: str | None = BUNDLED, **how
 
 
 def test_none_measures_nothing(toy: PreTrainedModel) -> None:
-    assert NoEvaluation().prepare().evaluate(toy, None, CPU) == Figures({}, [])
+    assert NoEvaluation(baseline=False).prepare().evaluate(toy, None, CPU) == Figures({}, [])
 
 
 def test_a_figure_carries_what_moves_it(toy: PreTrainedModel) -> None:
@@ -232,7 +232,10 @@ def test_without_benchmarks_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -
     """A model larger than the device is pruned all the same."""
     monkeypatch.delattr("stun_exp.evaluation_stage.assemble")
     written = Checkpoint(WEIGHTS, None)
-    assert evaluate(NoEvaluation().prepare(), written, {}, None, CPU, True, {0: 0.5}, NOTHING_KEPT) == Evaluation()
+    assert (
+        evaluate(NoEvaluation(baseline=False).prepare(), written, {}, None, CPU, True, {0: 0.5}, NOTHING_KEPT)
+        == Evaluation()
+    )
 
 
 # --- Several devices

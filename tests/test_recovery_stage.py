@@ -47,7 +47,7 @@ def test_a_text_that_is_too_short_is_known_before_the_run(text: Path) -> None:
 
 
 def test_no_recovery_draws_no_text() -> None:
-    calibration = ToyText(num_sequences=2, sequence_length=8, batch_size=1)
+    calibration = ToyText(domain="all", num_sequences=2, sequence_length=8, batch_size=1)
     assert len(training_sequences(calibration, None, 0, 0)) == 0
 
 

@@ -74,7 +74,7 @@ def test_router_only_stun_costs_no_forward_pass(runner: Runner) -> None:
     ("overrides", "passes"),
     [
         (("unstructured_pruner=magnitude",), {"allocate": 0, "prune": 0}),
-        (("experiment=demo/1_unpruned",), {"allocate": 0, "prune": 0}),
+        (("method=unpruned",), {"allocate": 0, "prune": 0}),
         # One to gather, and one of the pruned layers, which feeds the next and tells how far each layer's output moved.
         (("unstructured_pruner=wanda",), {"allocate": 1, "prune": 2}),
         (("unstructured_pruner=wanda", "unstructured_pruner.inputs=dense"), {"allocate": 1, "prune": 2}),
@@ -103,7 +103,7 @@ def test_one_seed_one_result(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_unpruned_run_is_the_identity(runner: Runner, tmp_path: Path) -> None:
-    report = runner("experiment=demo/1_unpruned", "save=true", "name=test", family="olmoe")
+    report = runner("method=unpruned", "save=true", "name=test", family="olmoe")
     source, written = (
         Checkpoint(Path(report["model"]["source"]), None),
         Checkpoint(tmp_path / "run/checkpoint", None),
@@ -318,7 +318,7 @@ def test_skipping_after_pruning_is_in_the_figures_and_the_report(runner: Runner,
 
 
 def test_skipping_alone_prunes_nothing_and_says_that_nothing_is_measured(runner: Runner) -> None:
-    report = runner("experiment=demo/1_unpruned", "skipping=dynamic", "eval=none", family="qwen2_moe")
+    report = runner("method=unpruned", "skipping=dynamic", "eval=none", family="qwen2_moe")
     assert report["sparsity"]["achieved"] == 0
     assert [layer["layer"] for layer in report["skipping"]["per_layer"]] == [1, 2]  # layer 0 is dense
     assert report["skipping"]["evaluation"] is None

@@ -19,6 +19,7 @@ BUNDLED = "bundled:"
 FILE = Path(__file__).with_name("published.csv")
 TWINS = {
     "c4": "toy",
+    "math": "toy_maths",
     "gsm8k": "toy_gsm8k",
     "arc_challenge": "toy_arc",
     "hellaswag": "toy_hellaswag",

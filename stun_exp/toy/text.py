@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from stun_exp.toy.lexicon import SUBJECTS
 from stun_exp.toy.maths import training_problem
@@ -181,9 +182,10 @@ def training_documents(seed: int) -> Iterator[str]:
             yield document
 
 
-def calibration_documents(seed: int) -> Iterator[str]:
-    """Documents without end, of the training distribution; none of them is in the training stream."""
-    for part, document in _documents(random.Random(f"calibration {seed}"), _KINDS):
+def calibration_documents(seed: int, domain: Literal["all", "maths"] = "all") -> Iterator[str]:
+    """Documents without end, none of them in the training stream: of its distribution, or its problems alone."""
+    kinds: dict[Callable[[random.Random], str], int] = _KINDS if domain == "all" else {_maths: 1}
+    for part, document in _documents(random.Random(f"calibration {seed}"), kinds):
         if part == CALIBRATION_PART:
             yield document
 

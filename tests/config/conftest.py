@@ -64,6 +64,7 @@ CAN_BE_OFF = [
     "export",
     "stream",
     "tracker",
+    "cache",
 ]
 
 FILES = {
@@ -80,9 +81,10 @@ FILES = {
         - {export: none}
         - {stream: none}
         - {tracker: none}
+        - {cache: none}
         - _self_
+        - {method: null}
         - {experiment: null}
-        - {sweep: null}
         sparsity: 0.4
         sparsity_scope: experts
         seed: 0
@@ -90,7 +92,7 @@ FILES = {
         save: false
         dry_run: false
         resume: continue
-        hydra: {job: {name: stun}, run: {dir: out}, sweep: {dir: out}}
+        hydra: {job: {name: stun}, run: {dir: out}, sweep: {dir: out, subdir: '${hydra.job.override_dirname}'}}
         """,
     "model/folder": "{_target_: parts.Model, path: '???'}",
     "expert_pruner/cut": "{_target_: parts.Cut, ratio: 0.25, method: mean, layers: [1], top: auto}",
@@ -105,9 +107,11 @@ FILES = {
     "benchmark/a": "{_target_: parts.Task, shots: 1}",
     "experiment/demo/uncut": "{defaults: [{override /expert_pruner: none}]}",
     "experiment/demo/dense": "{defaults: [{override /expert_pruner: none}], sparsity: 0.1}",
-    "sweep/grid": "{hydra: {sweeper: {params: {sparsity: '0.3,0.4'}}}}",
-    "sweep/folder": "{hydra: {sweeper: {params: {experiment: glob(demo/*)}}}}",
-    "sweep/wrong": "{hydra: {sweeper: {params: {sparsity: '0.3,2', expert_pruner: 'cut,nne'}}}}",
+    "experiment/grid": "{seed: 7, hydra: {sweep: {dir: grid}, sweeper: {params: {sparsity: '0.3,0.4'}}}}",
+    "experiment/globbed": "{hydra: {sweeper: {params: {expert_pruner: glob(*)}}}}",
+    "experiment/swapped": "{defaults: [{override /method: weights}, {override /expert_pruner: cut}], seed: 7}",
+    "experiment/wrong": "{hydra: {sweeper: {params: {sparsity: '0.3,2', expert_pruner: 'cut,nne'}}}}",
+    "method/weights": "{defaults: [{override /expert_pruner: none}], name: weights alone}",
 } | {f"{group}/none": "_target_: parts.Off" for group in CAN_BE_OFF}
 
 
@@ -119,7 +123,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in FILES.items():
         file = root / "conf" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        head = "# @package _global_\n" if name.startswith(("experiment", "sweep")) else ""
+        head = "# @package _global_\n" if name.startswith(("experiment", "method")) else ""
         file.write_text(head + "\n".join(line.removeprefix(8 * " ") for line in text.splitlines()))
     return root
 

@@ -41,18 +41,26 @@ def test_every_value_of_a_sweep_is_checked_and_none_twice(mistakes: Callable[...
     ]
 
 
-def test_a_sweep_from_a_file_is_checked_too(conf: Path, mistakes: Callable[..., list[str]]) -> None:
-    assert mistakes("-m", "sweep=wrong") == [
+def test_the_grid_of_an_experiment_is_checked_too(conf: Path, mistakes: Callable[..., list[str]]) -> None:
+    assert mistakes("-m", "experiment=wrong") == [
         "expert_pruner=nne: no such choice; did you mean none? (choices: cut, none)",
         "sparsity=2: must be at least 0 and below 1",
     ]
     typed_wins = ["sparsity=0.3", "expert_pruner=cut"]
-    assert check(["-m", "sweep=wrong", *typed_wins, "model.path=x"], conf)
+    assert check(["-m", "experiment=wrong", *typed_wins, "model.path=x"], conf)
 
 
-def test_sweeping_over_sweeps_is_a_mistake(mistakes: Callable[..., list[str]]) -> None:
-    # Hydra reads the sweep of the first composition only, and would ignore these
-    assert "run one at a time" in mistakes("-m", "sweep=grid,folder")[0]
+def test_one_point_of_a_grid_is_a_run(conf: Path) -> None:
+    point = ["experiment=grid", "sparsity=0.5", "model.path=x"]
+    assert check(point, conf) == point
+    settings: Any = settings_of(point, conf)
+    assert (settings.sparsity, settings.seed) == (0.5, 7)
+
+
+def test_sweeping_over_grids_is_a_mistake(mistakes: Callable[..., list[str]]) -> None:
+    # Hydra reads the grid of the first composition only, and would ignore these
+    assert "run one at a time" in mistakes("-m", "experiment=grid,globbed")[0]
+    assert "run one at a time" in mistakes("-m", "experiment=grid,swapped")[0]
 
 
 def test_globs_reach_into_folders(conf: Path, mistakes: Callable[..., list[str]]) -> None:
@@ -62,15 +70,26 @@ def test_globs_reach_into_folders(conf: Path, mistakes: Callable[..., list[str]]
         "model.path=x",
         "experiment=demo/dense,demo/uncut",
     ]
-    assert check(["model.path=x", "sweep=folder", "-m"], conf) == [
+    assert check(["model.path=x", "experiment=globbed", "-m"], conf) == [
         "model.path=x",
-        "sweep=folder",
-        "experiment=demo/dense,demo/uncut",
+        "experiment=globbed",
+        "expert_pruner=cut,none",
         "-m",
     ]
-    assert mistakes("-m", "experiment=glob(*)") == [
-        "experiment=glob(*): matches nothing (choices: demo/dense, demo/uncut)"
+    assert mistakes("-m", "experiment=glob(d*)") == [
+        "experiment=glob(d*): matches nothing (choices: globbed, grid, swapped, wrong, demo/dense, demo/uncut)"
     ]
+
+
+def test_an_experiment_beats_its_method_and_what_is_typed_beats_both(conf: Path) -> None:
+    def got(*typed: str) -> tuple[str, int, str]:
+        settings: Any = settings_of([*typed, "model.path=x"], conf)
+        return settings.name, settings.seed, type(settings.expert_pruner).__name__
+
+    assert got("method=weights") == ("weights alone", 0, "Off")
+    assert got("experiment=swapped") == ("weights alone", 7, "Cut")
+    assert got("experiment=swapped", "seed=2", "expert_pruner=none", "name=mine") == ("mine", 2, "Off")
+    assert got("seed=2", "expert_pruner=cut", "experiment=demo/uncut") == ("stun", 2, "Cut")
 
 
 @pytest.fixture
@@ -104,9 +123,10 @@ def test_a_good_run_gets_settings_directory_and_plain_config(
 ) -> None:
     seen: list[Any] = []
     assert stun(lambda *args: seen.append(args), "model.path=x", "sparsity=0.5") == (0, "")
-    ((settings, out, config),) = seen
+    ((settings, out, config, choices),) = seen
     assert (settings.sparsity, settings.name, out) == (0.5, "stun", tmp_path / "out")
     assert config["model"] == {"_target_": "parts.Model", "path": "x"}
+    assert (choices["expert_pruner"], choices["method"]) == ("cut", None)
 
 
 def test_mistakes_end_with_2(stun: Callable[..., tuple[int, str]]) -> None:
@@ -149,10 +169,20 @@ def test_a_bug_keeps_its_traceback_but_not_hydra_s(stun: Callable[..., tuple[int
     assert "run_job" not in said
 
 
-def test_a_sweep_runs_every_job(stun: Callable[..., tuple[int, str]]) -> None:
-    seen: list[float] = []
-    assert stun(lambda s, *_: seen.append(s.sparsity), "-m", "model.path=x", "sweep=folder")[0] == 0
-    assert seen == [0.1, 0.4]
+def test_a_sweep_runs_every_job_in_a_folder_of_its_own(stun: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def note(settings: Any, out: Path, *_: Any) -> None:
+        seen.append((settings.sparsity, settings.seed, out.relative_to(tmp_path).as_posix()))
+
+    assert stun(note, "-m", "experiment=grid", "model.path=x")[0] == 0
+    assert seen == [
+        (0.3, 7, "grid/experiment=grid,model.path=x,sparsity=0.3"),
+        (0.4, 7, "grid/experiment=grid,model.path=x,sparsity=0.4"),
+    ]
+    seen.clear()
+    assert stun(note, "-m", "experiment=grid", "model.path=x", "sparsity=0.5", "seed=1,2")[0] == 0
+    assert [point[:2] for point in seen] == [(0.5, 1), (0.5, 2)]  # what is typed beats the grid
 
 
 def in_a_process(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +200,7 @@ def in_a_process(*argv: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
     # the sweep builds every component of conf/ that the demo uses; the mistake is in the last value
-    wrong = (["-m", "sweep=demo", "seed=0,-1"], ["eval=paper", "tracker=wandb", "seed=-1"], ["inspect", "seed=-1"])
+    wrong = (["-m", "experiment=demo", "seed=0,-1"], ["eval=paper", "tracker=wandb", "seed=-1"], ["inspect", "seed=-1"])
     for argv in (*wrong, ["--help"], ["inspect", "--help"]):
         done = in_a_process(*argv)
         assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr

@@ -183,6 +183,8 @@ def test_streams_share_no_document() -> None:
     training = set(first(training_documents(0), 3000))
     calibration = set(first(calibration_documents(0), 500))
     held_out = set(first(held_out_documents(0), 100))
-    assert not training & calibration
+    maths = set(first(calibration_documents(0, "maths"), 100))
+    assert all("####" in document for document in maths)
+    assert not training & (calibration | maths)
     assert not training & held_out
     assert not calibration & held_out
