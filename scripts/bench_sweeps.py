@@ -31,7 +31,7 @@ def grid20_dense_over_point() -> dict[str, Any]:
 
 
 def grid20_pruned_over_twenty() -> dict[str, Any]:
-    """The same with weights pruned on inputs behind pruned layers, in passes of ten, over twenty times one; at most 0.6.
+    """The same with inputs behind pruned layers, ten sparsities in one pass, over twenty times one point; at most 0.6.
 
     On the toy calibration's 32,768 tokens; one point is the mean of one of each expert pruner.
     """

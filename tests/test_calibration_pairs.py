@@ -146,8 +146,9 @@ def test_pairs_and_plain_text_each_refuse_the_other_kind_of_model(
     file = jsonl(tmp_path / "a.jsonl", *tokens((3, 2), (3, 2)))
     with pytest.raises(ValueError, match=r"calibration=pairs .* the model is decoder-only.*calibration=local"):
         pairs(file).tokens(tokenizer, 0, decoder_start(decoder_only))
+    toy = ToyText(domain="all", num_sequences=2, sequence_length=8, batch_size=1)
     with pytest.raises(ValueError, match=r"an encoder-decoder, .*: pass calibration=pairs"):
-        ToyText(domain="all", num_sequences=2, sequence_length=8, batch_size=1).tokens(tokenizer, 0, decoder_start(both))
+        toy.tokens(tokenizer, 0, decoder_start(both))
 
 
 def test_a_model_that_does_not_say_how_targets_begin_is_refused(tiny_model: Callable[[str], Path]) -> None:

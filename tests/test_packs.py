@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from stun_exp.__main__ import CONF
 from stun_exp.budget import budget_of, expected_counts
 from stun_exp.cli import check
-from stun_exp.config import ConfigError, Point, Settings, build
+from stun_exp.config import ConfigError, Settings, build
+from stun_exp.config import points as points_of
 from stun_exp.disk.architecture import Architecture
 from stun_exp.report.published import published_rows
 from stun_exp.run import run
@@ -234,7 +235,7 @@ def test_a_point_of_each_twin_runs(twin: str, tmp_path: Path, tmp_path_factory: 
         small.append("recovery.num_sequences=8")
     overrides = [text for text in grid(twin)[0] if not text.startswith("calibration.num_sequences")]
     first = point_of(f"experiment={twin}", *overrides, *small)
-    run([Point(first.settings, first.config, tmp_path)], first.choices)
+    run(points_of(first.settings, first.config, tmp_path), first.choices)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["baseline"]["metrics"].keys() == report["metrics"].keys()
 

@@ -92,7 +92,7 @@ class Pruned:
             stage, allocation or Uniform(), self.budget, self.budget.weights_ratio(), self.allocating
         )
         self.pruning = Walk(source, batches_BT, CPU, "pruning", self.plan)
-        prune_layers([Pruning(stage, self.ratios, self.pruning, CheckpointWriter(source, out))])[0].layers
+        prune_layers([Pruning(stage, self.ratios, self.pruning, CheckpointWriter(source, out))])
         self.written = Checkpoint(out, None)
         self.scope: Scope = scope
 

@@ -28,7 +28,8 @@ class SweepEnd(Callback):
         SweepEnd.folder = folder
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        conclude(Path(config.hydra.sweep.dir).absolute())
+        if not config.dry_run:  # which leaves nothing
+            conclude(Path(config.hydra.sweep.dir).absolute())
 
 
 def keep_error(folder: Path, told: str, error: BaseException) -> None:

@@ -92,7 +92,11 @@ FILES = {
         save: false
         dry_run: false
         resume: continue
-        hydra: {job: {name: stun}, run: {dir: out}, sweep: {dir: out, subdir: '${hydra.job.override_dirname}'}}
+        hydra:
+          job: {name: stun}
+          callbacks: {end: {_target_: stun_exp.report.sweep.SweepEnd}}
+          run: {dir: out}
+          sweep: {dir: out, subdir: '${hydra.job.override_dirname}'}
         """,
     "model/folder": "{_target_: parts.Model, path: '???'}",
     "expert_pruner/cut": "{_target_: parts.Cut, ratio: 0.25, method: mean, layers: [1], top: auto}",

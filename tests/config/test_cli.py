@@ -123,7 +123,7 @@ def test_a_good_run_gets_settings_directory_and_plain_config(
 ) -> None:
     seen: list[Any] = []
     assert stun(lambda *args: seen.append(args), "model.path=x", "sparsity=0.5") == (0, "")
-    ((settings, out, config, choices),) = seen
+    (((settings, config, out),), choices) = seen[0]
     assert (settings.sparsity, settings.name, out) == (0.5, "stun", tmp_path / "out")
     assert config["model"] == {"_target_": "parts.Model", "path": "x"}
     assert (choices["expert_pruner"], choices["method"]) == ("cut", None)
@@ -158,7 +158,46 @@ def test_a_failed_job_of_a_sweep_is_named(stun: Callable[..., tuple[int, str]]) 
 
     code, said = stun(full, "-m", "model.path=x", "sparsity=0.4,0.5")
     assert code == 1
-    assert said.splitlines()[-2:] == ["error: x/checkpoint: the disk is full", "in the job model.path=x sparsity=0.4"]
+    told = [
+        line
+        for sparsity in ("0.4", "0.5")
+        for line in ("error: x/checkpoint: the disk is full", f"in the job model.path=x sparsity={sparsity}")
+    ]
+    assert said.splitlines() == [
+        *told,
+        "2 of the sweep's runs failed; the same command tries them again:",
+        "  model.path=x,sparsity=0.4: x/checkpoint: the disk is full",
+        "  model.path=x,sparsity=0.5: x/checkpoint: the disk is full",
+    ]
+
+
+def test_several_sparsities_in_one_job_are_several_points(stun: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """Each checked by itself, and in a folder of its own."""
+    seen: list[Any] = []
+    assert stun(lambda *args: seen.append(args), "model.path=x", "sparsity=[0.4,0.5]") == (0, "")
+    first, second = seen[0][0]
+    assert (first.settings.sparsity, second.settings.sparsity) == (0.4, 0.5)
+    assert (first.config["sparsity"], second.out) == (0.4, tmp_path / "out" / "sparsity=0.5")
+    assert "sparsity=[0.4, 0.1]: below expert_pruner.ratio" in stun(print, "model.path=x", "sparsity=[0.4,0.1]")[1]
+
+
+def test_a_launcher_that_loses_a_worker_ends_with_what_is_on_disk(
+    stun: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises where Hydra does not expect it, and the sweep's end is not called."""
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    launch = BasicLauncher.launch
+
+    def lose_one(self: Any, *args: Any, **kwargs: Any) -> None:
+        launch(self, *args, **kwargs)
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr(BasicLauncher, "launch", lose_one)
+    code, said = stun(lambda *_: None, "-m", "model.path=x", "sparsity=0.4,0.5")
+    assert code == 1
+    assert said.splitlines()[0] == "error: a worker was killed"
+    assert "  model.path=x,sparsity=0.4: did not end; it was killed, or is still running" in said
 
 
 def test_a_bug_keeps_its_traceback_but_not_hydra_s(stun: Callable[..., tuple[int, str]]) -> None:
@@ -172,8 +211,10 @@ def test_a_bug_keeps_its_traceback_but_not_hydra_s(stun: Callable[..., tuple[int
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(stun: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    def note(settings: Any, out: Path, *_: Any) -> None:
-        seen.append((settings.sparsity, settings.seed, out.relative_to(tmp_path).as_posix()))
+    def note(points: Any, *_: Any) -> None:
+        for settings, _config, out in points:
+            seen.append((settings.sparsity, settings.seed, out.relative_to(tmp_path).as_posix()))
+            (out / "report.json").write_text("{}")
 
     assert stun(note, "-m", "experiment=grid", "model.path=x")[0] == 0
     assert seen == [

@@ -38,7 +38,7 @@ ONE_MISTAKE = {
     "save=1": "save=1: must be true or false",
     "name=7": "name=7: must be text; pass \"name='7'\"",
     "sparsity=1.0": "sparsity=1.0: must be at least 0 and below 1",
-    "sparsity=nan": "sparsity=nan: must be a finite number",
+    "sparsity=nan": "sparsity=nan: must be a finite number or a list [A,B]",
     "sparsity_scope=expert": ("sparsity_scope=expert: must be 'experts', 'decoder' or 'model'; did you mean experts?"),
     "expert_pruner.top=b": "expert_pruner.top=b: must be a whole number or 'auto'",
     "expert_pruner.layers=[1,a]": "expert_pruner.layers.1=a: must be a whole number",

@@ -157,7 +157,8 @@ class Pruned:
         self.layers: list[PrunedLayer]
         if watched:
             self.walk.edit = lambda layer: found.before(layer, PLAN.of(layer.index), source.read_layer)
-            self.layers = prune_layers([Pruning(stage, ratios, self.walk, CheckpointWriter(source, out), found.watch)])[0].layers
+            pruning = Pruning(stage, ratios, self.walk, CheckpointWriter(source, out), found.watch)
+            self.layers = prune_layers([pruning])[0].layers
             self.json = found.json([0.1, None, 0.3])
         else:
             self.layers = prune_layers([Pruning(stage, ratios, self.walk, CheckpointWriter(source, out))])[0].layers

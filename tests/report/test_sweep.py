@@ -39,7 +39,14 @@ def test_what_failed_is_told_with_its_reason_and_ends_with_1(
 def test_a_sweep_without_failures_ends_quietly(tmp_path: Path, make_report: Make) -> None:
     write_json(started(tmp_path / "sparsity=0.4") / "report.json", make_report())
     assert failures(tmp_path) == {}
-    SweepEnd().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    SweepEnd().on_multirun_end(OmegaConf.create({"dry_run": False, "hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_a_dry_run_of_a_sweep_is_no_failure(tmp_path: Path) -> None:
+    """It leaves no report."""
+    started(tmp_path / "sparsity=0.4")
+    SweepEnd().on_multirun_end(OmegaConf.create({"dry_run": True, "hydra": {"sweep": {"dir": str(tmp_path)}}}))
 
 
 def test_points_that_cannot_be_compared_are_told_and_do_not_undo_the_sweep(
