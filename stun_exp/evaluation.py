@@ -1,10 +1,7 @@
 """Benchmarks through lm-evaluation-harness: its tasks, its metrics, its standard errors."""
 
-import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,49 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stun_exp.component import Component
-from stun_exp.toy import TASKS
+from stun_exp.harness import Figures, Loaded, digest, load, measure, quiet
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-BUNDLED = "bundled:toy"
 Backend = Literal["hf", "vllm"]
 DeviceMap = Literal["none", "auto"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of one benchmark, with what moves it."""
-
-    value: float
-    stderr: float | None
-    num_samples: int
-    num_fewshot: int
-    task_version: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One item of one benchmark: what tells it from others, and how the model did on it."""
-
-    benchmark: str
-    task: str
-    """The benchmark, or one of those that it is a group of."""
-    metric: str
-    doc: int
-    hash: str
-    """Of the item and of all that the model was shown for it."""
-    value: float
-    """The metric's; for perplexities and bits the item's negative log-likelihood, in nats."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What benchmarks say of a model: metrics as `task/metric,filter`, and the items that they are made of."""
-
-    metrics: dict[str, Metric]
-    samples: list[Sample]
 
 
 class Benchmark(Component):
@@ -101,7 +63,7 @@ class LMEval(Component):
         """
         if self.backend == "vllm" and find_spec("vllm") is None:
             raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
-        benchmarks = tuple((benchmark, _load(benchmark)) for benchmark in self.benchmarks.values())
+        benchmarks = tuple((benchmark, load(benchmark)) for benchmark in self.benchmarks.values())
         return Prepared(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
 
 
@@ -126,7 +88,7 @@ class Prepared:
             "benchmarks": [
                 {
                     "settings": benchmark.model_dump(),
-                    "tasks": {name: _digest(task) for name, task in found.tasks.items()},
+                    "tasks": {name: digest(task) for name, task in found.tasks.items()},
                 }
                 for benchmark, found in self.benchmarks
             ],
@@ -139,7 +101,7 @@ class Prepared:
         from lm_eval.models.huggingface import HFLM
 
         kind = "seq2seq" if model.config.is_encoder_decoder else "causal"
-        lm = _quiet(HFLM)(
+        lm = quiet(HFLM)(
             pretrained=model, backend=kind, tokenizer=tokenizer, batch_size=self.batch_size, device=str(device)
         )
         return self._measure(lm)
@@ -150,140 +112,14 @@ class Prepared:
 
         # Left to choose, vLLM would run 32 bits in 16.
         dtype_name = str(dtype).removeprefix("torch.")
-        return self._measure(_quiet(VLLM)(pretrained=str(folder), dtype=dtype_name, tensor_parallel_size=num_gpus))
+        return self._measure(quiet(VLLM)(pretrained=str(folder), dtype=dtype_name, tensor_parallel_size=num_gpus))
 
     def _measure(self, lm: Any) -> Figures:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
         figures = Figures({}, [])
         for benchmark, loaded in self.benchmarks:
-            found = _run(benchmark, loaded, lm, self.limit)
+            found = measure(benchmark, loaded, lm, self.limit)
             figures.metrics.update(found.metrics)
             figures.samples.extend(found.samples)
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         return figures
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A benchmark's tasks with their data, and the manager that found them."""
-
-    manager: Any
-    tasks: dict[str, Any]
-    groups: dict[str, Any]
-
-    def named(self, name: str) -> Any:
-        return self.groups.get(name) or self.tasks[name]
-
-
-def _load(benchmark: Benchmark) -> Loaded:
-    from lm_eval.tasks import TaskManager
-
-    # lm-eval warns of defaults that tasks rely on; hub clients tell every retry of what is told below.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-    folder = str(TASKS) if benchmark.include == BUNDLED else benchmark.include
-    manager = TaskManager(include_path=folder, include_defaults=folder is None)
-    if benchmark.task not in manager.all_tasks:
-        where = benchmark.include or "lm-eval"
-        raise ValueError(f"eval.benchmarks: {where} has no task {benchmark.task!r}")
-    try:
-        found = manager.load([benchmark.task])
-    except Exception as error:  # a missing data set surfaces as any of a dozen classes of three libraries
-        raise FileNotFoundError(
-            f"benchmark {benchmark.task}: its data is neither cached nor reachable ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); fetch it on a machine with a network by "
-            f"`lm-eval run --model dummy --tasks {benchmark.task} --limit 1` and take its HF_HOME along, or leave it "
-            "out with eval=none or eval=toy"
-        ) from error
-    return Loaded(manager, found["tasks"], found["groups"])
-
-
-def _run(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> Figures:
-    import lm_eval
-
-    own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
-    results = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[loaded.named(benchmark.task)],
-        # Not the manager that lm-eval would make: it indexes every task there is, for seconds.
-        task_manager=loaded.manager,
-        # Overriding a number by itself is a warning there.
-        num_fewshot=None if own_shots == {benchmark.num_fewshot} else benchmark.num_fewshot,
-        limit=limit,
-        # Means have a closed form; the rest (perplexities) is resampled, and 100,000 times takes longer than the task.
-        bootstrap_iters=1000,
-        log_samples=True,
-    )
-    assert results is not None
-    metrics = {}
-    leaves = {name: count["effective"] for name, count in results["n-samples"].items()}
-    wrong = {name: shots for name, shots in results["n-shot"].items() if name in leaves}
-    if set(wrong.values()) - {benchmark.num_fewshot}:
-        raise ValueError(
-            f"eval.benchmarks.{benchmark.task}.num_fewshot={benchmark.num_fewshot}: lm-eval used {wrong}; "
-            "the task pins its own number"
-        )
-    for name, figures in {**results["results"], **results.get("groups", {})}.items():
-        count = leaves.get(name) or sum(leaves[leaf] for leaf in _leaves(results["group_subtasks"], name))
-        task_version = str(results["versions"].get(name, "unknown"))
-        for key, value in figures.items():
-            metric, comma, filter_ = str(key).partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            stderr = figures.get(f"{metric}_stderr,{filter_}")
-            stderr = float(stderr) if isinstance(stderr, int | float) else None
-            metrics[f"{name}/{key}"] = Metric(float(value), stderr, count, benchmark.num_fewshot, task_version)
-    if f"{benchmark.task}/{benchmark.metric}" not in metrics:
-        known = [key.partition("/")[2] for key in metrics if key.startswith(f"{benchmark.task}/")]
-        raise ValueError(f"eval.benchmarks.{benchmark.task}.metric={benchmark.metric}: the task has {', '.join(known)}")
-    return Figures(
-        metrics, [s for task, items in results["samples"].items() for s in _samples(benchmark.task, task, items)]
-    )
-
-
-def _samples(benchmark: str, task: str, items: list[dict[str, Any]]) -> Iterator[Sample]:
-    """The items of a task under each metric that gives a number for each item, or its likelihood and its length."""
-    for item in items:
-        shown = sha256("".join(item[f"{what}_hash"] for what in ("doc", "prompt", "target")).encode()).hexdigest()[:16]
-        for metric in item["metrics"]:
-            value = item[metric]
-            # Perplexities are made of (log-likelihood, number of words or bytes).
-            number = -value[0] if isinstance(value, tuple) else value
-            if isinstance(number, int | float):
-                yield Sample(benchmark, task, f"{metric},{item['filter']}", item["doc_id"], shown, float(number))
-
-
-def _digest(task: Any) -> str:
-    """Of a task's definition and data."""
-    data = {split: rows._fingerprint for split, rows in task.dataset.items()}
-    return sha256(json.dumps([task.dump_config(), data], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _quiet(backend: Any) -> Any:
-    """One of lm-eval's backends; without its progress bars where there is no terminal."""
-    from stun_exp.progress import console
-
-    if console.is_terminal:
-        return backend
-
-    class Quiet(backend):  # type: ignore[misc]
-        # The bars can be turned off by argument alone, and lm-eval's evaluator passes none.
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **rest: Any) -> Any:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **rest)
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().generate_until(requests, disable_tqdm=True)
-
-    return Quiet
-
-
-def _leaves(subtasks: dict[str, list[str]], name: str) -> list[str]:
-    children = subtasks.get(name, [])
-    return [leaf for child in children for leaf in (_leaves(subtasks, child) or [child])]

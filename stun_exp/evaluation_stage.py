@@ -13,7 +13,8 @@ from stun_exp.device import circumstances
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import assemble
 from stun_exp.disk.place import Places, find_places, free_memory, place_of
-from stun_exp.evaluation import Metric, Prepared, Sample
+from stun_exp.evaluation import Prepared
+from stun_exp.harness import Metric, Sample
 from stun_exp.moe.layers import layers_of
 from stun_exp.moe.skip import Skipped, skip_experts
 from stun_exp.nf4 import PartMemory, check_memory, memory

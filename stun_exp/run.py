@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from stun_exp.allocation_stage import layer_ratios
+from stun_exp.beforehand import check_length, known_at_once
 from stun_exp.budget import Budget, budget_of, expected_counts
 from stun_exp.cache import Store
 from stun_exp.calibration import decoder_start
@@ -93,22 +94,9 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         benchmarks = settings.eval.prepare()
         gates = gate_statistics(settings.skipping, checkpoint)
         check_backend(benchmarks, checkpoint, in_nf4, bool(gates))
-        if gates and not benchmarks.benchmarks:
-            ledger.warn("skipping has no effect on any figure: no benchmark is run (eval=none)")
-        if benchmarks.limit is not None:
-            ledger.warn(f"eval.limit={benchmarks.limit}: the figures are of each task's first items, for trials only")
-        longest = getattr(checkpoint.config, "max_position_embeddings", None)
-        if longest is not None and settings.calibration.sequence_length > longest:
-            raise ValueError(
-                f"calibration.sequence_length={settings.calibration.sequence_length}: the model takes at most {longest}"
-                f" tokens (max_position_embeddings); pass calibration.sequence_length={longest} or less"
-            )
-        if how := checkpoint.packing.method:
-            ledger.warn(f"the checkpoint is packed ({how}): unpacked on reading, and written in {checkpoint.dtype}")
-        for part, keys in checkpoint.keys.unused.items():
-            ledger.warn(
-                f"{part} ({len(keys)} tensors) is on disk but not run by the architecture; it is copied unpruned"
-            )
+        check_length(settings.calibration, checkpoint)
+        for warning in known_at_once(checkpoint, benchmarks, bool(gates)):
+            ledger.warn(warning)
         stage = WeightStage(pruner, scope)
         check_pattern(checkpoint, stage)
         # The same totals whichever experts go, so what cannot be met is known before anything is run.

@@ -11,7 +11,7 @@ from itertools import accumulate, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.scratch import IN_MEMORY, Spill, give_back
@@ -19,10 +19,10 @@ from stun_exp.known import DenseInputs
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import Plan
 from stun_exp.progress import track
+from stun_exp.recorder import Arguments, Recorder
 
 Held = Callable[[MoELayer], AbstractContextManager[None]]
 """A block inside which a layer computes as if its weights were held otherwise, in 4 bits say."""
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @contextmanager
@@ -196,7 +196,7 @@ class Walk:
         recorders = []
         for index, path in enumerate(self.checkpoint.paths):
             outputs_BTD = before_BTD if index == first - 1 else ()
-            recorders.append(_Recorder(shell.get_submodule(path), num_outputs, outputs_BTD, self.spill))
+            recorders.append(Recorder(shell.get_submodule(path), num_outputs, outputs_BTD, self.spill))
             shell.set_submodule(path, recorders[-1])
         recorders[first].keeps_inputs = True
         model = shell.base_model.to(self.device)
@@ -232,26 +232,3 @@ def _with(call: Arguments, handed: Mapping[int, Any]) -> Arguments:
     """The arguments with some of them replaced; place 0 is the hidden states, which `call` leaves out."""
     args, kwargs = call
     return tuple(handed.get(place, arg) for place, arg in enumerate(args, 1)), kwargs
-
-
-class _Recorder(nn.Module):
-    """Stands in for a layer: keeps its arguments, and hands on its input, or what it is told that the layer gives."""
-
-    def __init__(self, layer: nn.Module, num_outputs: int, outputs_BTD: Sequence[Tensor], spill: Spill):
-        super().__init__()
-        self.spill = spill
-        self.calls: list[Arguments] = []
-        self.inputs_BTD: list[Tensor] = []
-        self.keeps_inputs = False
-        self.num_outputs = num_outputs
-        self.outputs_BTD = outputs_BTD
-        for name, value in vars(layer).items():  # models look at attributes of their layers, its type of attention, say
-            if not name.startswith("_") and not hasattr(self, name):
-                setattr(self, name, value)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given = self.outputs_BTD[len(self.calls)].to(hidden_states.device) if self.outputs_BTD else hidden_states
-        self.calls.append((args, kwargs))
-        if self.keeps_inputs:
-            self.spill.keep(self.inputs_BTD, hidden_states)
-        return (given, *[None] * (self.num_outputs - 1)) if self.num_outputs > 1 else given

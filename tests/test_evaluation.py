@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from stun_exp.cache import CacheFolder, NoCache, Store
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import assemble, load_pruned
-from stun_exp.evaluation import BUNDLED, Benchmark, Figures, LMEval, NoEvaluation, Prepared
+from stun_exp.evaluation import Benchmark, LMEval, NoEvaluation, Prepared
 from stun_exp.evaluation_stage import Evaluation, check_backend, evaluate
+from stun_exp.harness import BUNDLED, Figures
 from stun_exp.toy import WEIGHTS
 
 CPU = torch.device("cpu")
@@ -313,7 +314,7 @@ def test_vllm_takes_one_gpu_or_all(
     vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr("stun_exp.evaluation._run", lambda *_: Figures({}, []))
+    monkeypatch.setattr("stun_exp.evaluation.measure", lambda *_: Figures({}, []))
     written_figures(WEIGHTS, backend="vllm", device_map=device_map)
     assert [call["tensor_parallel_size"] for call in vllm_calls] == [used]
 
