@@ -42,31 +42,38 @@ Examples:
 """
 
 
-def job(cfg: DictConfig) -> None:
+def job(cfg: DictConfig) -> float | None:
     """Runs what `cfg` describes, in the output directory that Hydra made for it; exits with 1 if that fails.
 
-    In a sweep the failure is left in the run's folder, for the end of the sweep to tell: to raise it, or to exit, would
-    stop other runs under one launcher or another.
+    Gives what a search of settings minimises. In a sweep the failure is left in the run's folder, for its end
+    to tell: to raise it, or to exit, would stop other runs under one launcher or another.
     """
-    settings = build(cfg)
-    # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
-    from stun_exp.progress import prepare_libraries
-
-    prepare_libraries()
-    from stun_exp.run import run
-
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     here = HydraConfig.get()
     try:
+        settings = build(cfg)
+        # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
+        from stun_exp.progress import prepare_libraries
+
+        prepare_libraries()
+        from stun_exp.report.objective import objective
+        from stun_exp.run import run
+
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
         plain = {str(key): value for key, value in config.items()}
-        run(points(settings, plain, Path(here.runtime.output_dir)), here.runtime.choices)
+        found = points(settings, plain, Path(here.runtime.output_dir))
+        sweep = Path(here.sweep.dir).absolute().name if here.mode == RunMode.MULTIRUN else None
+        run(found, here.runtime.choices, sweep)
+        return objective([point.out for point in found])
     except Exception as error:
+        if here.mode != RunMode.MULTIRUN and isinstance(error, ConfigError):
+            raise
         told = _tell(error)
         if here.mode != RunMode.MULTIRUN:
             sys.exit(1)
         print(f"in the job {' '.join(here.overrides.task)}", file=sys.stderr)
         keep_error(Path(here.runtime.output_dir), told, error)
+        return None
 
 
 def inspect(overrides: list[str], conf: Path) -> None:
@@ -107,6 +114,8 @@ def main(conf: Path = CONF) -> None:
         if SHOW_ALL:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        if SweepEnd.folder is not None:  # points were run, as where a search has none to choose from
+            conclude(SweepEnd.folder)
         sys.exit(2)
     except Exception as error:
         if SweepEnd.folder is None:

@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -48,6 +48,11 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
         compose_cached = cache(_composed)
         try:
             _, params, mode, launcher = compose_cached(_composing(typed))
+        except MissingConfigException as error:
+            if error.missing_cfg_file != "hydra/sweeper/optuna":  # what hydra/sweeper=search is made of
+                raise ConfigError([*mistakes, one_line(error)]) from error
+            no_plugin = "hydra/sweeper=search: its plugin is not installed; pip install 'stun-exp[optuna]'"
+            raise ConfigError([*mistakes, no_plugin]) from error
         except HYDRA_ERRORS as error:
             raise ConfigError([*mistakes, one_line(error)]) from error
         added: list[Argument] = []

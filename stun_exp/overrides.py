@@ -8,7 +8,7 @@ from functools import cache
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType
 from hydra.errors import OverrideParseException
 
 from stun_exp.wording import did_you_mean
@@ -18,7 +18,10 @@ CONFIG_NAME = "config"
 
 @dataclass(frozen=True)
 class Argument:
-    """One override; `texts` is what Hydra reads for each value it sweeps over, one text if it is no sweep."""
+    """One override; `texts` is what Hydra reads for each value it sweeps over, one text if it is no sweep.
+
+    Of an interval they are its ends.
+    """
 
     given: str
     key: str
@@ -76,8 +79,8 @@ def read(texts: Iterable[str], groups: Groups) -> tuple[list[Argument], list[str
         elif override.is_discrete_sweep():
             swept = tuple(override.sweep_string_iterator())
             argument = replace(argument, texts=tuple(f"{argument.key}={value}" for value in swept))
-        elif argument.sweeps:
-            continue  # an interval: for other sweepers than Hydra's own
+        elif isinstance(value, IntervalSweep):  # for other sweepers than Hydra's own, which says so itself
+            argument = replace(argument, texts=tuple(f"{argument.key}={end}" for end in (value.start, value.end)))
         arguments.append(argument)
     return arguments, mistakes
 

@@ -40,16 +40,20 @@ from stun_exp.report.tables import results_table
 from stun_exp.stages import check_pattern, plan_experts
 from stun_exp.stream import Held, Step, Walk, as_it_is
 from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
+from stun_exp.tracking import harmless
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
 from stun_exp.weight_stage import Pruned, PrunedLayer, Pruning, WeightStage, prune_layers, warnings_of
 
 
-def run(points: Sequence[Point], choices: Mapping[str, str | None] = MappingProxyType({})) -> None:
+def run(
+    points: Sequence[Point], choices: Mapping[str, str | None] = MappingProxyType({}), sweep: str | None = None
+) -> None:
     """Executes the pipeline at each point and leaves its artifacts there; ValueError or OSError for the user to mend.
 
     Several points, of different sparsities, go through the weights together: a layer is read once. `choices` are what
-    was chosen for each group, for the report. What is finished in a point's folder is not done again.
+    was chosen for each group, for the report, and `sweep` the name of the one they are part of, for the tracker. What
+    is finished in a point's folder is not done again.
     """
     with ExitStack() as locks:
         waiting = []
@@ -62,6 +66,11 @@ def run(points: Sequence[Point], choices: Mapping[str, str | None] = MappingProx
         for (going, _), pruned in zip(waiting, prune_layers([pruning for _, pruning in waiting]), strict=True):
             with suppress(StopIteration):
                 going.send(pruned)
+        for point in points:
+            tracker: Any = point.settings.tracker
+            if not point.settings.dry_run:  # one that was finished earlier may not have been tracked
+                with harmless(point.out):
+                    tracker.track(point.out, sweep)
 
 
 def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, Pruned, None]:
@@ -268,11 +277,6 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
     if not keep:
         shutil.rmtree(out / "checkpoint")
     results_table([report]).show()
-    try:
-        settings.tracker.track(report, out)
-    except Exception as error:  # whatever a tracker does, the run's files are on disk and stay
-        ledger.warn(f"the tracker failed ({type(error).__name__}: {error}); the results are in {out}")
-        write_json(out / "report.json", report)
 
 
 def _weights_ratio(budget: Budget, pruner: Any) -> float:

@@ -288,14 +288,25 @@ def test_starved_expert_is_named_in_the_report(
     assert report["sparsity"]["achieved"] == pytest.approx(0.4, abs=1e-3)
 
 
-def test_tracker_failure_does_not_lose_the_run(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: object, report: object, out: object) -> None:
+def test_a_run_that_could_not_be_tracked_is_not_lost_and_is_tracked_later(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second time it is finished, and only handed to the tracker; a dry run has nothing to hand over."""
+    tracked: list[tuple[Path, str | None]] = []
+
+    def broken(self: object, out: Path, sweep: str | None) -> None:
+        tracked.append((out, sweep))
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("stun_exp.tracking.WandB.track", broken)
     report = runner("tracker=wandb")
-    assert any("no route to host" in warning for warning in report["warnings"])
+    assert "no route to host" in capsys.readouterr().err
     assert (tmp_path / "run/metrics.json").exists()
+    when = (tmp_path / "run/report.json").stat().st_mtime_ns
+    runner("tracker=wandb", "dry_run=true")
+    assert runner("tracker=wandb") == report
+    assert (tmp_path / "run/report.json").stat().st_mtime_ns == when
+    assert tracked == [(tmp_path / "run", None)] * 2
 
 
 def test_skipping_after_pruning_is_in_the_figures_and_the_report(runner: Runner, tmp_path: Path) -> None:

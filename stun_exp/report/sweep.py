@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig
+
+from stun_exp.tracking import NoTracker, harmless
 
 ERROR = "error.txt"
 """In a run's folder: why it failed, in one line, and where."""
@@ -20,12 +23,15 @@ class SweepEnd(Callback):
 
     folder: Path | None = None
     """Of the sweep that is going on in this process."""
+    tracker: Any = NoTracker()
+    """Of that sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
         for file in folder.rglob(ERROR):  # what failed before is tried again
             file.unlink()
         SweepEnd.folder = folder
+        SweepEnd.tracker = instantiate(config.tracker)  # its settings were checked with the command line
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.dry_run:  # which leaves nothing
@@ -49,6 +55,8 @@ def conclude(folder: Path) -> None:
             if not page.exists() or max(file.stat().st_mtime for file in reports) > page.stat().st_mtime:
                 write_report([folder], page.parent)
             print(f"report: {page}")
+            with harmless(page.parent):
+                SweepEnd.tracker.track_sweep(folder, page.parent)
         except ValueError as error:  # the runs are there all the same
             sys.stdout.flush()
             print(f"no report of the sweep: {error}", file=sys.stderr)

@@ -41,6 +41,15 @@ def test_every_value_of_a_sweep_is_checked_and_none_twice(mistakes: Callable[...
     ]
 
 
+def test_the_ends_of_an_interval_are_checked_and_its_name(mistakes: Callable[..., list[str]]) -> None:
+    """What other sweepers than Hydra's own choose lies between them."""
+    assert mistakes("-m", "expert_pruner.ratio=interval(0.1,2)", "sed=interval(0,1)") == [
+        "sed: no such setting; did you mean seed?",
+        "expert_pruner.ratio=2.0: must be at least 0 and below 1",
+    ]
+    assert mistakes("-m", "seed=interval(0,1)")[0].startswith("seed=0.0: must be a whole number")
+
+
 def test_the_grid_of_an_experiment_is_checked_too(conf: Path, mistakes: Callable[..., list[str]]) -> None:
     assert mistakes("-m", "experiment=wrong") == [
         "expert_pruner=nne: no such choice; did you mean none? (choices: cut, none)",
@@ -123,7 +132,8 @@ def test_a_good_run_gets_settings_directory_and_plain_config(
 ) -> None:
     seen: list[Any] = []
     assert stun(lambda *args: seen.append(args), "model.path=x", "sparsity=0.5") == (0, "")
-    (((settings, config, out),), choices) = seen[0]
+    (((settings, config, out),), choices, sweep) = seen[0]
+    assert sweep is None
     assert (settings.sparsity, settings.name, out) == (0.5, "stun", tmp_path / "out")
     assert config["model"] == {"_target_": "parts.Model", "path": "x"}
     assert (choices["expert_pruner"], choices["method"]) == ("cut", None)
@@ -139,7 +149,7 @@ def test_mistakes_end_with_2(stun: Callable[..., tuple[int, str]]) -> None:
 
 
 def test_what_only_hydra_finds_ends_with_2_and_no_traceback(stun: Callable[..., tuple[int, str]]) -> None:
-    for argv in ("model.path=x +seed=1", "--help sed=1", "-c job -m", "-m model.path=x seed=interval(0,1)"):
+    for argv in ("model.path=x +seed=1", "--help sed=1", "-c job -m", "-m model.path=x seed=int(interval(0,1))"):
         code, said = stun(print, *argv.split())
         assert code == 2
         assert "Traceback" not in said
@@ -214,7 +224,7 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(stun: Callable[..., tuple
     def note(points: Any, *_: Any) -> None:
         for settings, _config, out in points:
             seen.append((settings.sparsity, settings.seed, out.relative_to(tmp_path).as_posix()))
-            (out / "report.json").write_text("{}")
+            (out / "report.json").write_text('{"settings": {"eval": {}}}')
 
     assert stun(note, "-m", "experiment=grid", "model.path=x")[0] == 0
     assert seen == [

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.report.ledger import write_json
 from stun_exp.report.sweep import ERROR, SweepEnd, conclude, failures, keep_error
 
 Make = Callable[..., dict[str, Any]]
+
+
+def config_of(folder: Path, tracker: str = "NoTracker", dry_run: bool = False, **settings: Any) -> DictConfig:
+    """What Hydra hands to its callbacks, as far as it is looked at."""
+    trackers = {"_target_": f"stun_exp.tracking.{tracker}", **settings}
+    return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}, "tracker": trackers, "dry_run": dry_run})
 
 
 def started(folder: Path) -> Path:
@@ -63,7 +69,7 @@ def test_points_that_cannot_be_compared_are_told_and_do_not_undo_the_sweep(
 def test_a_new_start_forgets_earlier_failures(tmp_path: Path) -> None:
     keep_error(started(tmp_path / "seed=1"), "no room", OSError("no room"))
     callback = SweepEnd()
-    callback.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    callback.on_multirun_start(config_of(tmp_path))
     assert not (tmp_path / "seed=1" / ERROR).exists()
     assert SweepEnd.folder == tmp_path
     SweepEnd.folder = None
@@ -78,3 +84,35 @@ def test_a_second_process_that_was_turned_away_is_no_failure_of_the_run(tmp_path
     assert failures(tmp_path) == {}
     utime(run / "report.json", (0, 0))  # an older report, of other settings: this time it failed
     assert failures(tmp_path) == {"seed=1": "another process is at work"}
+
+
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
+    """What was handed to W&B, which fails."""
+    found: list[tuple[Path, Path]] = []
+
+    def broken(self: object, folder: Path, report: Path) -> None:
+        found.append((folder, report))
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("stun_exp.tracking.WandB.track_sweep", broken)
+    return found
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_report_goes_to_the_tracker_which_may_fail(
+    tmp_path: Path,
+    make_report: Make,
+    tracked: list[tuple[Path, Path]],
+    capsys: pytest.CaptureFixture[str],
+    dry_run: bool,
+) -> None:
+    config = config_of(tmp_path, "WandB", dry_run, project="test", group=None, mode="offline")
+    SweepEnd().on_multirun_start(config)
+    write_json(started(tmp_path / "sparsity=0.4") / "report.json", make_report())
+    SweepEnd().on_multirun_end(config)
+    assert tracked == ([] if dry_run else [(tmp_path, tmp_path / "report")])
+    assert ("no route to host" in capsys.readouterr().err) is not dry_run
+    SweepEnd().on_multirun_start(config_of(tmp_path))  # as the next sweep of a process
+    conclude(tmp_path)
+    assert len(tracked) == (not dry_run)
