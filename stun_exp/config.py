@@ -1,7 +1,7 @@
 """The settings of a run: their schema, the rules between them, and every mistake of a config at once."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -101,13 +101,17 @@ class Point(NamedTuple):
     out: Path
 
 
+def folders(sparsity: float | Sequence[float], out: Path) -> list[Path]:
+    """Where runs are: one in `out`, or one of each of several sparsities in folders there."""
+    return [out] if isinstance(sparsity, int | float) else [out / f"sparsity={one:g}" for one in sparsity]
+
+
 def points(settings: Settings, config: dict[str, Any], out: Path) -> list[Point]:
-    """The runs that the settings ask for: one in `out`, or one of each of several sparsities in folders there."""
-    if not isinstance(settings.sparsity, tuple):
-        return [Point(settings, config, out)]
+    """The runs that the settings ask for: one, or one of each of several sparsities."""
+    sparsities = settings.sparsity if isinstance(settings.sparsity, tuple) else (settings.sparsity,)
     return [
-        Point(settings.model_copy(update={"sparsity": one}), config | {"sparsity": one}, out / f"sparsity={one:g}")
-        for one in settings.sparsity
+        Point(settings.model_copy(update={"sparsity": one}), config | {"sparsity": one}, folder)
+        for one, folder in zip(sparsities, folders(settings.sparsity, out), strict=True)
     ]
 
 

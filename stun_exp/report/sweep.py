@@ -10,7 +10,9 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from stun_exp.config import folders
 
 from stun_exp.tracking import NoTracker, harmless
 
@@ -72,10 +74,22 @@ def failures(folder: Path) -> dict[str, str]:
     """The runs of a sweep that failed, or did not come to their end, by folder, and why."""
     failed = {}
     for started in sorted(folder.rglob(".hydra")):
-        run, report, error = started.parent, started.parent / "report.json", started.parent / ERROR
+        run, error = started.parent, started.parent / ERROR
+        reports = [place / "report.json" for place in _places(started)]
         # A second process that found the run locked has failed, the run has not.
-        if error.exists() and not (report.exists() and report.stat().st_mtime > error.stat().st_mtime):
-            failed[str(run.relative_to(folder))] = error.read_text().partition("\n")[0]
-        elif not report.exists():
-            failed[str(run.relative_to(folder))] = "did not end; it was killed, or is still running"
+        since = error.stat().st_mtime if error.exists() else float("-inf")
+        if all(report.exists() and report.stat().st_mtime > since for report in reports):
+            continue
+        why = (
+            error.read_text().partition("\n")[0]
+            if error.exists()
+            else "did not end; it was killed, or is still running"
+        )
+        failed[str(run.relative_to(folder))] = why
     return failed
+
+
+def _places(started: Path) -> list[Path]:
+    """Where the reports of a run are to be."""
+    config = started / "config.yaml"
+    return folders(OmegaConf.load(config).sparsity if config.exists() else 0.0, started.parent)

@@ -116,3 +116,13 @@ def test_the_report_goes_to_the_tracker_which_may_fail(
     SweepEnd().on_multirun_start(config_of(tmp_path))  # as the next sweep of a process
     conclude(tmp_path)
     assert len(tracked) == (not dry_run)
+
+
+def test_a_run_of_several_sparsities_is_done_when_each_has_its_report(tmp_path: Path, make_report: Make) -> None:
+    run = started(tmp_path / "sparsity=[0.4,0.5]")
+    (run / ".hydra" / "config.yaml").write_text("sparsity: [0.4, 0.5]")
+    for sparsity in (0.4, 0.5):
+        assert "did not end" in failures(tmp_path)["sparsity=[0.4,0.5]"]
+        (run / f"sparsity={sparsity}").mkdir()
+        write_json(run / f"sparsity={sparsity}" / "report.json", make_report())
+    assert failures(tmp_path) == {}
