@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.config import folders
-
 from stun_exp.tracking import NoTracker, harmless
 
 ERROR = "error.txt"
