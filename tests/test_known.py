@@ -99,6 +99,8 @@ def test_dense_inputs_serve_every_sparsity(
     forwards.clear()
     warm = runner(*common, *cache, "sparsity=0.6", out=tmp_path / "warm")
     assert set(forwards) == {1}
+    for stage in ("allocate", "prune"):
+        assert warm["cost"][stage]["forward_passes"] == pytest.approx(cold["cost"][stage]["forward_passes"])
     assert weights(tmp_path / "cold") == weights(tmp_path / "warm")
     assert cold["diagnostics"] == warm["diagnostics"]
     assert cold["warnings"] == warm["warnings"]

@@ -77,7 +77,8 @@ def test_router_only_stun_costs_no_forward_pass(runner: Runner) -> None:
         (("method=unpruned",), {"allocate": 0, "prune": 0}),
         # One to gather, and one of the pruned layers, which feeds the next and tells how far each layer's output moved.
         (("unstructured_pruner=wanda",), {"allocate": 1, "prune": 2}),
-        (("unstructured_pruner=wanda", "unstructured_pruner.inputs=dense"), {"allocate": 1, "prune": 2}),
+        # Dense inputs need no second run but of the first of four batches, for the reconstruction error.
+        (("unstructured_pruner=wanda", "unstructured_pruner.inputs=dense"), {"allocate": 1, "prune": 1.25}),
         (("unstructured_pruner=moe_pruner", "allocation=uniform"), {"allocate": 0, "prune": 2}),
     ],
 )

@@ -87,6 +87,7 @@ def stages_of(found: Inspection, settings: Any) -> dict[str, Stage]:
     pruner: UnstructuredPruner = settings.unstructured_pruner
     feeds = WeightStage(pruner, settings.sparsity_scope).needs_data and pruner.prunes
     measures = settings.allocation.measures and pruner.prunes
+    batches = -(-settings.calibration.num_sequences // settings.calibration.batch_size)
     parts = 1
     if pruner.experts_at_once:
         parts += -(-max(layer.num_experts for layer in found.layers) // pruner.experts_at_once)
@@ -95,8 +96,8 @@ def stages_of(found: Inspection, settings: Any) -> dict[str, Stage]:
     return {
         "experts": _choosing(layer, settings.expert_pruner),
         "allocate": Stage(int(measures), float(measures and feeds)),
-        # Each layer is run as it was, and once more as it has become.
-        "prune": Stage(2, parts + 1.0 if feeds else 0.0),
+        # Each layer is run as it was, and once more as it has become: on the first batch alone if none comes after it.
+        "prune": Stage(2, parts + (1.0 if pruner.inputs == "pruned" else 1 / batches) if feeds else 0.0),
         "verify": Stage(2, 0.0),
         "skip": Stage(int(skips), float(skips)),
         "evaluate": Stage(1, 0.0),

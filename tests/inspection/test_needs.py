@@ -100,7 +100,7 @@ def test_a_run_makes_the_passes_that_were_foretold(
     rows = torch.randint(0, 64, (16, 40), generator=torch.Generator().manual_seed(0)).tolist()
     text.write_text("\n".join(json.dumps({"input_ids": row}) for row in rows))
     calibration = [f"calibration.path={text}", "calibration.sequence_length=32", "calibration.num_sequences=8"]
-    base = ["calibration=local", *calibration, "eval=none", "sparsity=0.5"]
+    base = ["calibration=local", *calibration, "eval=none", "sparsity=0.5", "cache=none"]
     cfg = composed(tiny_model("mixtral"), *base, *RUNS[what])
     asked, config = build(cfg), OmegaConf.to_container(cfg, resolve=True)
     foretold = stages_of(inspect(Architecture(tiny_model("mixtral"))), asked)
