@@ -66,7 +66,7 @@ def test_figures_are_drawn_of_the_sweep_that_the_readme_names(command: str, tmp_
 
 
 def test_readme_shows_the_measured_table() -> None:
-    assert (ROOT / "results" / "demo.md").read_text() in README
+    assert (ROOT / "results/demo/tables/toy_moe.md").read_text() in README
 
 
 def test_readme_has_a_row_for_every_family() -> None:
