@@ -31,8 +31,12 @@ class Cache(Protocol):
         """The value of that name, None if there is none; Damaged if it is not as it was written."""
         ...
 
+    def check_size(self, what: str, num_bytes: int) -> None:
+        """ValueError if a value of so many bytes is too large to be kept."""
+        ...
+
     def add(self, what: str, name: str, value: bytes) -> None:
-        """Keeps a value; OSError if it cannot be written, ValueError if it is too large."""
+        """Keeps a value; OSError if it cannot be written."""
         ...
 
 
@@ -40,6 +44,9 @@ class NoCache(Component):
     """Keeps nothing."""
 
     def find(self, what: str, name: str) -> bytes | None:
+        return None
+
+    def check_size(self, what: str, num_bytes: int) -> None:
         return None
 
     def add(self, what: str, name: str, value: bytes) -> None:
@@ -68,11 +75,13 @@ class CacheFolder(Component):
             raise Damaged(f"{file}: damaged")
         return value
 
-    def add(self, what: str, name: str, value: bytes) -> None:
-        if len(value) > self.max_entry_gb * 1e9:
+    def check_size(self, what: str, num_bytes: int) -> None:
+        if num_bytes > self.max_entry_gb * 1e9:
             raise ValueError(
-                f"cache.max_entry_gb={self.max_entry_gb:g}: {what} of {len(value) / 1e9:.2f} GB is not kept"
+                f"cache.max_entry_gb={self.max_entry_gb:g}: {what} of {num_bytes / 1e9:.2f} GB is not kept"
             )
+
+    def add(self, what: str, name: str, value: bytes) -> None:
         file = self._file(what, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as partial:
@@ -118,12 +127,19 @@ class Store:
         """Keeps a value, or warns why that could not be."""
         import torch
 
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
         try:
+            self.cache.check_size(what, _num_bytes(value))  # before it is put together in memory
+            buffer = io.BytesIO()
+            torch.save(value, buffer)
             self.cache.add(what, _name(key), buffer.getvalue())
         except (OSError, ValueError) as error:
             self.warn(f"{error}; each run computes it again")
+
+
+def _num_bytes(value: Any) -> int:
+    """Of all tensors in a value."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return getattr(value, "nbytes", 0) + sum(map(_num_bytes, inside))
 
 
 def _name(key: Mapping[str, Any]) -> str:

@@ -71,12 +71,16 @@ def test_a_truncated_value_is_damaged(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
-def test_what_is_too_large_or_cannot_be_written_is_told_and_not_kept(tmp_path: Path) -> None:
+def test_what_is_too_large_or_cannot_be_written_is_told_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
-    store(tmp_path, said, max_entry_gb=1e-7).add("statistics", {"layer": 1}, VALUE)
+    with monkeypatch.context() as context:
+        context.setattr(torch, "save", lambda *_: pytest.fail("it was put together in memory all the same"))
+        store(tmp_path, said, max_entry_gb=7e-8).add("statistics", {"layer": 1}, {"nested": [VALUE]})
     (tmp_path / "file").write_text("")
     store(tmp_path / "file", said).add("statistics", {"layer": 1}, VALUE)
-    assert "cache.max_entry_gb=1e-07: statistics of" in said[0]
+    assert "cache.max_entry_gb=7e-08: statistics of" in said[0]
     assert "computes it again" in said[1]
     assert files(tmp_path) == [tmp_path / "file"]
 
