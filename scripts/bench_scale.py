@@ -38,6 +38,7 @@ HEADER = (
     "write s",
     "read GB/s",
     "write GB/s",
+    "compute GB/s",
 )
 
 
@@ -80,7 +81,15 @@ def measure(card: str, num_layers: int, folder: Path, ratio: float) -> dict[str,
             return None
         disk = disk_rates(folder)
         found = pruned_by_a_child(Path(here), "out_of_core", ratio)
-    return {"model": card, "layers": num_layers, "layer_gb": layer_bytes / 1e9, "ratio": ratio, "disk": disk, **found}
+    return {
+        "model": card,
+        "layers": num_layers,
+        "layer_gb": layer_bytes / 1e9,
+        "ratio": ratio,
+        "disk": disk,
+        "device": device_rate(),
+        **found,
+    }
 
 
 def pruned_by_a_child(folder: Path, stream: str, ratio: float = 0.2) -> dict[str, Any]:
@@ -151,6 +160,19 @@ def disk_rates(folder: Path, size: int = 1 << 30) -> dict[str, float]:
         read = size / (time.perf_counter() - start)
     file.unlink()
     return {"read": read, "write": write}
+
+
+def device_rate(size: int = 1 << 30) -> float:
+    """Bytes a second that the CPU reads and writes in copying a GiB: what looking at every weight once cannot beat."""
+    import torch
+
+    source = torch.ones(size, dtype=torch.uint8)
+    copy = torch.empty_like(source)
+    copy.copy_(source)
+    start = time.perf_counter()
+    for _ in range(4):
+        copy.copy_(source)
+    return 8 * size / (time.perf_counter() - start)
 
 
 def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str, Any]:
@@ -231,12 +253,16 @@ def anonymous_memory() -> Iterator[list[float]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row for each checkpoint: seconds are of one layer; shares are of what the disk was measured to do."""
+    """Markdown, a row for each checkpoint: seconds are of a layer, shares of what disk and CPU were measured to do.
+
+    Of computing it is the weights that survive, once, by the second; the share is of copying that many.
+    """
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows:
         layers, size, disk = row["layers"], row["layer_gb"], row["disk"]
         survivors = (1 - row["ratio"]) * size * layers * 1e9
         read, write = survivors / row["read"], survivors / row["write"]
+        compute = survivors / (row["seconds"] - row["write"])
         values = (
             row["model"],
             layers,
@@ -251,6 +277,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['write'] / layers:.1f}",
             f"{read / 1e9:.2f} ({read / disk['read']:.0%})",
             f"{write / 1e9:.2f} ({write / disk['write']:.0%})",
+            f"{compute / 1e9:.2f} ({2 * compute / row['device']:.1%})",
         )
         lines.append("| " + " | ".join(map(str, values)) + " |")
     return "\n".join(lines) + "\n"
