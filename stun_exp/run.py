@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from stun_exp.allocation_stage import layer_ratios
-from stun_exp.beforehand import check_length, known_at_once
+from stun_exp.beforehand import check_length, known_at_once, known_of
 from stun_exp.budget import Budget, budget_of, expected_counts
 from stun_exp.cache import Store
 from stun_exp.calibration import decoder_start
@@ -104,7 +104,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         gates = gate_statistics(settings.skipping, checkpoint)
         check_backend(benchmarks, checkpoint, in_nf4, bool(gates))
         check_length(settings.calibration, checkpoint)
-        for warning in known_at_once(checkpoint, benchmarks, bool(gates)):
+        for warning in known_at_once(checkpoint, benchmarks, bool(gates), in_nf4):
             ledger.warn(warning)
         stage = WeightStage(pruner, scope)
         check_pattern(checkpoint, stage)
@@ -141,7 +141,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
             cost.forward_passes = seen.forward_passes + reference.forward_passes
             cost.charge(known.take_saved())
             journal.add("experts", plan, cost.forward_passes)
-        for warning in plan.warnings:
+        for warning in known_of(plan, checkpoint):
             ledger.warn(warning)
         settings.export.check_plan(checkpoint, plan)
         routers = {i.layer: router_digest(checkpoint.read_router_rows(i.layer)) for i in plan.layers}

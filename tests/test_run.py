@@ -353,3 +353,14 @@ def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_run(runner: R
     """Hidden size 16, expert width 24: found by a dry run, and not after the experts were chosen."""
     with pytest.raises(ValueError, match=r"pattern=4:16: 16 neighbours do not divide the 24 inputs of layer 0's mlp"):
         runner("unstructured_pruner.pattern=4:16", "dry_run=true")
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [("model.load=nf4", "whatever stream.experts says"), ("expert_pruner=m_smoe", "merged experts are put together")],
+)
+def test_what_lies_in_memory_all_the_same_is_told(override: str, why: str, runner: Runner) -> None:
+    common = ("expert_pruner.ratio=0.25", "sparsity=0.4")
+    told = runner(override, *common, "stream=out_of_core", "name=files")["warnings"]
+    assert [warning for warning in told if why in warning]
+    assert not [w for w in runner(override, *common, "name=memory")["warnings"] if why in w]
