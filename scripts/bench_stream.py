@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_scale import make, pruned_by_a_child
+from bench_scale import pruned_by_a_child
+from scale_parts import make
 from timing import alternate, ratio
 
 # A Mixtral layer of 101 MB: large beside what a process has anyway, small enough to repeat.

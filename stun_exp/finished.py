@@ -24,10 +24,10 @@ def fingerprint_of(made_of: Mapping[str, Any], config: Mapping[str, Any]) -> str
     return sha256(text.encode()).hexdigest()
 
 
-def is_finished(out: Path, fingerprint: str) -> bool:
-    """Whether the folder holds the report of such a run, and all that it was to leave."""
+def is_finished(out: Path, fingerprint: str, keep: bool) -> bool:
+    """Whether the folder holds the report of such a run and, if that is to be kept, its checkpoint."""
     report = _report(out)
-    kept = report.get("settings", {}).get("save") is not True or (out / "checkpoint").is_dir()
+    kept = not keep or (out / "checkpoint").is_dir()
     return report.get("schema") == SCHEMA and report.get("fingerprint") == fingerprint and kept
 
 

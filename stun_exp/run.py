@@ -95,7 +95,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         )
         ingredients = made_of(config, checkpoint, device, tokens.sha256, training_NT)
         fingerprint = fingerprint_of(ingredients, config)
-        if settings.resume == "continue" and not settings.dry_run and is_finished(out, fingerprint):
+        if settings.resume == "continue" and not settings.dry_run and is_finished(out, fingerprint, keep):
             console.print(f"{out}: finished earlier with these settings, nothing to do", soft_wrap=True)
             if not keep:  # it was stopped on its last step
                 shutil.rmtree(out / "checkpoint", ignore_errors=True)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import load_pruned
+from stun_exp.finished import is_finished
 
 Runner = Callable[..., dict[str, Any]]
 
@@ -175,8 +176,12 @@ def test_what_is_finished_is_not_done_again(runner: Runner, tmp_path: Path, monk
 
 
 def test_a_finished_run_whose_checkpoint_is_gone_is_done_again(runner: Runner, tmp_path: Path) -> None:
-    runner("save=true")
+    """Whatever keeps it, save=true or an export."""
+    fingerprint = runner("save=true")["fingerprint"]
+    assert is_finished(tmp_path / "run", fingerprint, keep=True)
     rmtree(tmp_path / "run/checkpoint")
+    assert not is_finished(tmp_path / "run", fingerprint, keep=True)
+    assert is_finished(tmp_path / "run", fingerprint, keep=False)
     runner("save=true")
     assert (tmp_path / "run/checkpoint").is_dir()
 
