@@ -143,13 +143,15 @@ def _num_bytes(value: Any) -> int:
 
 
 def _name(key: Mapping[str, Any]) -> str:
-    text = json.dumps(
-        {"code": code_version(), **{name: version(name) for name in LIBRARIES}, "key": key}, sort_keys=True
-    )
-    return sha256(text.encode()).hexdigest()
+    return sha256(json.dumps({**versions(), "key": key}, sort_keys=True).encode()).hexdigest()
 
 
 @cache
+def versions() -> dict[str, str]:
+    """Of this package's code, and of the libraries that can move a bit of what it computes."""
+    return {"code": code_version(), **{name: version(name) for name in LIBRARIES}}
+
+
 def code_version() -> str:
     """The sha256 of this package's code: what other code computed is not taken for what this would."""
     digest = sha256()

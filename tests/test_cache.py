@@ -33,16 +33,16 @@ def test_another_key_another_kind_and_other_code_find_nothing(tmp_path: Path, mo
     assert kept.holds("statistics", {"layer": 1})
     assert kept.find("statistics", {"layer": 2}) is None
     assert kept.find("evaluations", {"layer": 1}) is None
-    monkeypatch.setattr("stun_exp.cache.code_version", lambda: "of another day")
+    monkeypatch.setattr("stun_exp.cache.versions", lambda: {"code": "of another day"})
     assert kept.find("statistics", {"layer": 1}) is None
 
 
 def test_the_code_version_changes_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache.py").write_text("a = 1")
     monkeypatch.setattr("stun_exp.cache.__file__", str(tmp_path / "cache.py"))
-    before = code_version.__wrapped__()
+    before = code_version()
     (tmp_path / "new.py").write_text("")
-    assert code_version.__wrapped__() != before
+    assert code_version() != before
 
 
 @pytest.mark.parametrize("place", [0, 70, -1])
