@@ -37,7 +37,7 @@ def by_share(study: Study, quality: Quality) -> Iterator[Sketch]:
 
 
 def ablation(study: Study, quality: Quality) -> Iterator[Sketch]:
-    """Against a setting that varies, the one of numbers if there is one such, or as a map of two."""
+    """Against a setting that varies, the one of numbers if there is one such, or as maps of two."""
     points, along, said = _ablated(study)
     if not along:
         return
@@ -125,10 +125,16 @@ def _ablated(study: Study) -> tuple[list[Point], list[str], list[str]]:
         said.append(f"With {100 * asked(points[0], RATIO):g} % of the experts removed.")
     factors = told_apart_by(points)
     numbers = [name for name in factors if _numbers([v for v in (asked(p, name) for p in points) if v is not None])]
-    along = numbers if len(numbers) == 1 else factors if len(factors) <= 2 else []
+    along = numbers if len(numbers) == 1 else _of_most_values(points, factors)
     names = dict.fromkeys(name for point in points for name in point.settings)
     tied = [name for name in names if name not in factors and len({asked(point, name) for point in points}) > 1]
     return points, along, said + [f"With it varies {name}." for name in tied if along]
+
+
+def _of_most_values(points: Sequence[Point], factors: Sequence[str]) -> list[str]:
+    """The two settings with the most values, if there are more than two: the axes of maps."""
+    most = sorted(factors, key=lambda name: -len({asked(point, name) for point in points}))[:2]
+    return [name for name in factors if name in most]
 
 
 def _axis(setting: str, places: dict[str, float], numbers: bool) -> Axis:

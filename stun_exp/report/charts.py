@@ -32,6 +32,8 @@ PANEL_LETTERS = 18
 """In a line over a small panel."""
 COLUMNS = 3
 """Of small panels."""
+ROW_LETTERS = 24
+"""In a line of a row's name."""
 MOST_WRITTEN = 12
 """Columns of a heat map that still leave room for numbers."""
 
@@ -53,10 +55,11 @@ def lines(
 
 def rows(title: str, drawn: Sequence[Line], x: Axis, reference: Reference | None = None) -> Any:
     """A figure with a row for each line, the first on top, with its one `y` drawn along the row."""
-    figure, (axes,) = _figure(title, 1.0 + 0.2 * len(drawn))
+    names, height = _row_names([line.name for line in drawn])
+    figure, (axes,) = _figure(title, 1.0 + height * len(drawn))
     for place, line in enumerate(drawn):
         axes.errorbar(line.y, [place], xerr=error_bars(line), **look_of(line.style), linestyle="none")
-    set_scales(axes, x, Axis("", ticks={float(place): fill(line.name, 30) for place, line in enumerate(drawn)}))
+    set_scales(axes, x, Axis("", ticks=dict(enumerate(names))))
     axes.set_ylim(len(drawn) - 0.5, -0.5)
     if reference:
         axes.axvline(reference.value, label=reference.name, color=INK, linestyle="--", linewidth=1)
@@ -89,7 +92,8 @@ def heat(
     from matplotlib.ticker import MaxNLocator
     from numpy import array, ma
 
-    figure, (axes,) = _figure(title, 0.6 + 0.22 * max(len(grid), 2))
+    names, height = _row_names(list(down.ticks.values()))
+    figure, (axes,) = _figure(title, 0.6 + height * max(len(grid), 2))
     values = ma.masked_invalid(array(grid, dtype=float))
     picture = axes.imshow(values, aspect="auto", cmap="cividis", interpolation="none")
     if len(grid[0]) <= MOST_WRITTEN:
@@ -100,11 +104,17 @@ def heat(
     else:
         ticks = MaxNLocator(4, integer=not digits)
         figure.colorbar(picture, ax=axes, label=measure, pad=0.02, ticks=ticks).outline.set_visible(False)
-    set_scales(axes, across, down)
+    set_scales(axes, across, replace(down, ticks=dict(zip(down.ticks, names, strict=True))))
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure
+
+
+def _row_names(names: Sequence[str]) -> tuple[list[str], float]:
+    """Names of rows, broken into lines, and the inches of a row that has room for any of them."""
+    wrapped = [fill(name, ROW_LETTERS) for name in names]
+    return wrapped, 0.21 + 0.14 * max(name.count("\n") for name in wrapped)
 
 
 def _figure(title: str, height: float, across: int = 1) -> tuple[Any, list[Any]]:

@@ -210,10 +210,14 @@ def test_a_setting_that_goes_with_another_is_said(shown: Any) -> None:
     assert "With it varies lambda1." in figure.caption
 
 
-def test_more_settings_than_a_map_has_are_ranked(shown: Any) -> None:
-    found = shown([report(a=a, b=b, c=c) for a in (1, 2) for b in (1, 2) for c in (1, 2)])
-    labels = [tick.get_text() for tick in found["ranking-arc"][1].axes[0].get_yticklabels()]
-    assert sorted(labels) == [f"a={a}, b={b}, c={c}" for a in (1, 2) for b in (1, 2) for c in (1, 2)]
+def test_of_three_settings_the_two_with_most_values_make_a_map_for_each_value_of_the_third(shown: Any) -> None:
+    accuracies = {"p": 0.1, "q": 0.2, "r": 0.3}
+    runs = [report(a=a, b=b, c=c, accuracy=accuracies[a]) for a in "pqr" for b in "xy" for c in "uvw"]
+    found = shown(runs)
+    maps = [drawn.axes[0] for name, (_, drawn) in found.items() if name.startswith("a-c-arc")]
+    assert [axes.images[0].get_array().round(6).tolist() for axes in maps] == [[[10, 20, 30]] * 3] * 2
+    assert [tick.get_text() for tick in maps[0].get_yticklabels()] == ["u", "v", "w"]
+    assert not [name for name in found if name.startswith("ranking")]
 
 
 def test_an_ablation_is_at_the_sparsity_that_most_points_have(shown: Any) -> None:
@@ -338,6 +342,24 @@ def test_a_legend_covers_nothing(count: int) -> None:
         assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
         assert legend.get_window_extent().x1 <= figure.bbox.x1
         assert axes.get_window_extent().height > 0.5 * 2.7 * figure.dpi
+
+
+@pytest.mark.parametrize("kind", ["rows", "heat"])
+def test_long_names_of_rows_have_room_and_leave_some(kind: str) -> None:
+    names = [f"router_scale=frobenius, linkage=average, budget=per_layer {i}" for i in range(16)]
+    drawn = [Line(name, [0], [i], [None], 0) for i, name in enumerate(names)]
+    down = Axis("", ticks={float(i): name for i, name in enumerate(names)})
+    with drawing.style():
+        if kind == "rows":
+            figure = charts.rows("title", drawn, Axis("x"))
+        else:
+            layers = Axis("layer", ticks=dict(enumerate("0123")))
+            figure = charts.heat("title", [[1, 2, 3, 4]] * 16, layers, down, "experts", 0)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        places = [label.get_window_extent() for label in axes.get_yticklabels()]
+        assert not any(one.overlaps(other) for one, other in combinations(places, 2))
+        assert axes.get_window_extent().width > 0.4 * figure.bbox.width
 
 
 @pytest.mark.parametrize(
