@@ -45,8 +45,9 @@ def ablation(study: Study, quality: Quality) -> Iterator[Sketch]:
     many = [group for group in groups if len(group.points) > 1]
     said += left_out("with one value only", [group.name for group in groups if group not in many])
     if len(along) == 2:
-        for group in many:
-            yield from _map(quality, group, along, said)
+        values = [value[0] for group in many for point in group.points if (value := quality.of(point))]
+        for group in many if values else ():
+            yield from _map(quality, group, along, said, (min(values), max(values)))
     else:
         (setting,) = along
         order = _ordered([asked(point, setting) for group in many for point in group.points])
@@ -87,8 +88,10 @@ def _lines(
         )
 
 
-def _map(quality: Quality, group: Group, factors: Sequence[str], said: Sequence[str]) -> Iterator[Sketch]:
-    """One method's figures over two settings."""
+def _map(
+    quality: Quality, group: Group, factors: Sequence[str], said: Sequence[str], between: tuple[float, float]
+) -> Iterator[Sketch]:
+    """One method's figures over two settings, in colours that go from the least to the largest of all methods'."""
     across, down = (_ordered([asked(point, setting) for point in group.points]) for setting in factors)
     values = {tuple(asked(point, setting) for setting in factors): quality.of(point) for point in group.points}
     found = [[values.get((column, row)) for column in across] for row in down]
@@ -112,7 +115,7 @@ def _map(quality: Quality, group: Group, factors: Sequence[str], said: Sequence[
                     else []
                 ),
             ],
-            lambda title: charts.heat(title, grid, x, y, quality.name, scale_and_digits(quality.key)[1]),
+            lambda title: charts.heat(title, grid, x, y, quality.name, scale_and_digits(quality.key)[1], between),
         )
 
 

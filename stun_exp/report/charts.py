@@ -83,11 +83,17 @@ def scatter(title: str, panels: Sequence[tuple[Axis, Sequence[Line]]], y: Axis) 
 
 
 def heat(
-    title: str, grid: Sequence[Sequence[float | None]], across: Axis, down: Axis, measure: str, digits: int
+    title: str,
+    grid: Sequence[Sequence[float | None]],
+    across: Axis,
+    down: Axis,
+    measure: str,
+    digits: int,
+    between: tuple[float, float] | None = None,
 ) -> Any:
     """A figure of numbers as colours, written into the cells or, where that is too narrow, read from a bar.
 
-    What is missing stays blank.
+    The colours go from the least to the largest number, or `between` two others. What is missing stays blank.
     """
     from matplotlib.ticker import MaxNLocator
     from numpy import array, ma
@@ -95,7 +101,8 @@ def heat(
     names, height = _row_names(list(down.ticks.values()))
     figure, (axes,) = _figure(title, 0.6 + height * max(len(grid), 2))
     values = ma.masked_invalid(array(grid, dtype=float))
-    picture = axes.imshow(values, aspect="auto", cmap="cividis", interpolation="none")
+    low, high = between or (None, None)
+    picture = axes.imshow(values, aspect="auto", cmap="cividis", interpolation="none", vmin=low, vmax=high)
     if len(grid[0]) <= MOST_WRITTEN:
         for row, column in zip(*(~ma.getmaskarray(values)).nonzero(), strict=True):
             value = values[row, column]

@@ -27,12 +27,11 @@ def latex(table: ResultsTable, caption: str) -> str:
 
     Columns of numbers are set to the right; notes stand in small type below.
     """
-    numbers = [any(row[i].value is not None for row in table.cells) for i in range(len(table.columns))]
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_escaped(caption)}}}",
-        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
+        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in table.numeric)}}}",
         r"\toprule",
         _line([_escaped(column) for column in table.columns]),
         r"\midrule",

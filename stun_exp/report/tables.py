@@ -38,6 +38,11 @@ class ResultsTable:
         """The texts alone."""
         return [[cell.text for cell in row] for row in self.cells]
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether it holds numbers."""
+        return [any(row[place].value is not None for row in self.cells) for place in range(len(self.columns))]
+
     def show(self) -> None:
         """Prints it on standard output, in full width where that is not a terminal."""
         console = Console()

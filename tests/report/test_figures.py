@@ -211,11 +211,13 @@ def test_a_setting_that_goes_with_another_is_said(shown: Any) -> None:
 
 
 def test_of_three_settings_the_two_with_most_values_make_a_map_for_each_value_of_the_third(shown: Any) -> None:
-    accuracies = {"p": 0.1, "q": 0.2, "r": 0.3}
-    runs = [report(a=a, b=b, c=c, accuracy=accuracies[a]) for a in "pqr" for b in "xy" for c in "uvw"]
-    found = shown(runs)
+    """A colour is the same figure in all of them."""
+    a_s, b_s = {"p": 0.1, "q": 0.2, "r": 0.3}, {"x": 0.0, "y": 0.5}
+    found = shown([report(a=a, b=b, c=c, accuracy=a_s[a] + b_s[b]) for a in a_s for b in b_s for c in "uvw"])
     maps = [drawn.axes[0] for name, (_, drawn) in found.items() if name.startswith("a-c-arc")]
-    assert [axes.images[0].get_array().round(6).tolist() for axes in maps] == [[[10, 20, 30]] * 3] * 2
+    values = [axes.images[0].get_array().round(6).tolist() for axes in maps]
+    assert values == [[[10, 20, 30]] * 3, [[60, 70, 80]] * 3]
+    assert [tuple(np.round(axes.images[0].get_clim(), 6)) for axes in maps] == [(10, 80)] * 2
     assert [tick.get_text() for tick in maps[0].get_yticklabels()] == ["u", "v", "w"]
     assert not [name for name in found if name.startswith("ranking")]
 

@@ -141,3 +141,8 @@ def test_a_table_is_printed_with_its_notes(capsys: pytest.CaptureFixture[str]) -
     ResultsTable(["method"], [[Cell("STUN [best]", bold=True)]], ("A note.",)).show()
     assert "STUN [best]" in (out := capsys.readouterr().out)
     assert "A note." in out
+
+
+def test_a_column_of_words_with_a_gap_holds_no_numbers() -> None:
+    rows = [[Cell("unpruned"), Cell("-"), Cell("-")], [Cell("STUN"), Cell("average"), Cell("2.0", 2.0)]]
+    assert ResultsTable(["method", "linkage", "passes"], rows).numeric == [False, False, True]
