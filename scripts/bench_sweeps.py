@@ -21,8 +21,8 @@ def grid20_dense_over_point() -> dict[str, Any]:
     """Two expert pruners at ten sparsities each, weights pruned on dense inputs, over one such point; at most 1.5.
 
     On 262,144 calibration tokens, as many as the papers use; each begins with an empty cache. The two pruners go by
-    one statistic, which is most of what a point costs. Where choosing costs nothing, as with stun and router_norm, it
-    is the inputs behind each plan's experts, and two plans cost two points.
+    one statistic, which is most of what a point costs. Where choosing costs nothing, as with stun and router_norm, each
+    plan's own pass for the inputs behind its experts is, and the ratio is about 3.
     """
     common = [*COMMON, "unstructured_pruner.inputs=dense", "calibration.num_sequences=512"]
     with tempfile.TemporaryDirectory() as folder:

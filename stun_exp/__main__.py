@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build, points
+from stun_exp.naming import folder_name
 from stun_exp.overrides import CONFIG_NAME
 from stun_exp.report.sweep import SweepEnd, conclude, keep_error
 
@@ -25,8 +26,9 @@ SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1" and "STUN_SHORT_ERRORS" not
 It sets the second for the processes of a sweep, which inherit the first.
 """
 
-# A launcher's config has the name of its plugin's, which it is checked against: as wanted, and nothing to tell. Here,
-# because the processes of a sweep import this module, and compose their configs before they call it.
+# Both here, because the processes of a sweep import this module, and compose their configs before they call it.
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+# A launcher's config has the name of its plugin's, which it is checked against: as wanted, and nothing to tell.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 INSPECT_HELP = """stun inspect tells what a model is, what of it fits where, and what a run of it will need.

@@ -14,9 +14,12 @@ from shutil import rmtree
 from typing import Any, Literal
 
 from stun_exp.component import Component
+from stun_exp.naming import shortened
 
 MARK = "wandb.json"
 """In a folder that was logged: the id of its W&B run, what that is a run of, and which content it has."""
+NAME_BYTES = 128
+"""W&B refuses longer names."""
 ARTIFACTS = ("report.json", "plan.json", "config.yaml", "samples.jsonl", "baseline_samples.jsonl")
 
 
@@ -66,7 +69,7 @@ class WandB(Component):
         )
 
     def _log(
-        self, folder: Path, *, identity: str, content: str, write: Callable[[Any], None], **description: Any
+        self, folder: Path, *, identity: str, content: str, write: Callable[[Any], None], name: str, **description: Any
     ) -> None:
         """Has a W&B run written, unless that was done to its end before with the same content.
 
@@ -89,6 +92,7 @@ class WandB(Component):
         with wandb.init(
             project=self.project,
             id=mark["id"],
+            name=shortened(name, NAME_BYTES),
             resume="allow",
             dir=folder,
             mode=self._mode(),

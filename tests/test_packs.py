@@ -110,6 +110,24 @@ def test_points_have_folders_of_their_own(experiment: str) -> None:
     assert not set("".join(names)) & set("/\\'\" ")
 
 
+def test_a_folder_is_one_whatever_is_typed() -> None:
+    """No folders in folders, no name that a disk refuses, and still one for each point."""
+    typed = [
+        "model.path=/data/a",
+        "model.path=/data_a",
+        f"name={'x' * 300}",
+        f"name={'x' * 301}",
+        f"name='{'é' * 127}'",
+    ]
+    names = [composed(text).hydra.sweep.subdir for text in typed]
+    assert len(set(names)) == len(names)
+    assert names[1] == "model.path=_data_a-" + names[1][-8:] != names[0]
+    assert not any("/" in name for name in names)
+    assert max(len(name.encode()) for name in names) == 255
+    assert names[4].startswith("name='ééé")
+    assert "\ufffd" not in names[4]
+
+
 def test_a_sweep_goes_on_in_the_same_folders_whatever_is_logged_or_kept() -> None:
     asides = ["dry_run=true", "resume=restart", "cache.path=/x/y", "tracker=wandb", "tracker.mode=offline"]
     named = ["name=mine", "seed=3"]

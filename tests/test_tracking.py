@@ -195,12 +195,14 @@ def test_a_run_that_skips_nothing_and_evaluates_nothing_is_logged(tmp_path: Path
 @pytest.mark.slow
 def test_the_runs_of_a_sweep_are_in_its_group_and_named_by_what_differs(run: Path, tmp_path: Path) -> None:
     wandb_tracker().track(run, "demo")
-    other = tmp_path / "demo" / "method=wanda,sparsity=0.4"
+    other = tmp_path / "demo" / f"method=wanda,name={'x' * 200}"
     other.mkdir()
     wandb_tracker(group="mine").track(written(other), "demo")
     runs = [one.about for folder in (run, other) for one in logged(folder)]
     assert [about.run_group for about in runs] == ["demo", "mine"]
-    assert [about.display_name for about in runs] == ["method=owl,sparsity=0.4", "method=wanda,sparsity=0.4"]
+    assert runs[0].display_name == "method=owl,sparsity=0.4"
+    assert runs[1].display_name.startswith("method=wanda,name=xxx")
+    assert len(runs[1].display_name) == 128
     assert len({about.run_id for about in runs}) == 2
 
 
