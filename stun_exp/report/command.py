@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stun_exp.report.comparable import ComparableSet, comparable_sets
+from stun_exp.report.comparable import ComparableSet, comparable_sets, unequal
 from stun_exp.report.formats import comma_separated, latex
 from stun_exp.report.published import compare
 from stun_exp.report.read import read_runs
@@ -76,6 +76,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
         figures = write_figures(one.reports, out / "figures" / results.name)
         sections.append(Section(results.heading, results.text, [results.table], figures))
         sections += [Section(part.heading, part.text, [part.table], []) for part in others]
+    sections += _over_models(sets, out / "figures" / "models")
     if found.skipped:
         sections.append(Section("Skipped", "\n\n".join(found.skipped), [], []))
     (out / "tables").mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,20 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
     published = compare(one.reports)
     if published is not None:
         yield Part(f"{name}-published", f"{one.heading}: published figures", "Ours beside the papers'.", published)
+
+
+def _over_models(sets: Sequence[ComparableSet], folder: Path) -> Iterator["Section"]:
+    """Figures that have several models in them, or why there are none; nothing where a model has several sets."""
+    from stun_exp.report.figures import write_figures_over_models
+    from stun_exp.report.page import Section
+
+    runs = [run for one in sets for run in one.runs]
+    if not len({run.report["model"]["source"] for run in runs}) == len(sets) > 1:
+        return
+    if apart := list(unequal(runs)):
+        yield Section("All models", "\n\n".join(["No figure has all of them:", *apart]), [], [])
+    elif figures := write_figures_over_models([run.report for run in runs], folder):
+        yield Section("All models", "Models differ in more than their experts.", [], figures)
 
 
 def _names(sets: Sequence[ComparableSet]) -> list[str]:

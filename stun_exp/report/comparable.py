@@ -44,7 +44,7 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
         heading = _heading(kind, list(together))
         repeated, doubtful = _repeats(members)
         kept = [run for run in members if run.where not in repeated]
-        found = [*doubtful, *_differences(kept)]
+        found = [*doubtful, *unequal(kept), *_tokens(kept)]
         refusals += [f"{heading}: {what}" for what in found]
         sets.append(ComparableSet(heading, kept, repeated))
     if refusals:
@@ -94,8 +94,8 @@ def _repeats(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     return repeated, doubtful
 
 
-def _differences(runs: Sequence[Run]) -> Iterator[str]:
-    """What differs and may not, with the runs on each side."""
+def unequal(runs: Sequence[Run]) -> Iterator[str]:
+    """What differs and may not where figures are compared, with the runs on each side."""
     aspects = [_aspects(run.report) for run in runs]
     limits = False  # differ, and with them the numbers of items, of which then nothing more is said
     for what in dict.fromkeys(name for aspect in aspects for name in aspect):
@@ -106,7 +106,6 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
         if len(sides) > 1 and not (limits and what.startswith(ITEMS)):
             limits = limits or what == "eval.limit"
             yield f"{what} differs: " + "; ".join(f"{side} in {_names(names)}" for side, names in sides.items())
-    yield from _tokens(runs)
 
 
 def _aspects(report: Report) -> dict[str, Any]:

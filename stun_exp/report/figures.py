@@ -1,11 +1,12 @@
 """Figures from report.json files alone: each one that the reports have the numbers for, as PNG and as SVG."""
 
 import re
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
-from stun_exp.report import benchmark_sketches, drawing, stage_sketches
+from stun_exp.report import benchmark_sketches, drawing, model_sketches, stage_sketches
 from stun_exp.report.points import Report
 from stun_exp.report.sketches import Quality, Sketch
 from stun_exp.report.studies import Study, studies
@@ -27,18 +28,36 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Figure]:
 
     ValueError if two runs are the same (`points`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     found = studies(reports)
-    qualities = [Quality(key, task) for key, task in headlines(reports).items()]
+    sketches = (
+        replace(sketch, stem=f"{study.model}-{sketch.stem}", title=f"{sketch.title}, {study.model}")
+        if len(found) > 1
+        else sketch
+        for study in found
+        for sketch in _sketches(study, _qualities(reports))
+    )
+    return _written(sketches, folder)
+
+
+def write_figures_over_models(reports: Sequence[Report], folder: Path) -> list[Figure]:
+    """The figures, written into a folder, that have all models in them; ValueError as for those of one."""
+    found = [study for study in studies(reports) if study.points]
+    of_each = (model_sketches.by_experts(found, quality) for quality in _qualities(reports))
+    return _written(chain.from_iterable(of_each), folder)
+
+
+def _qualities(reports: Sequence[Report]) -> list[Quality]:
+    return [Quality(key, task) for key, task in headlines(reports).items()]
+
+
+def _written(sketches: Iterable[Sketch], folder: Path) -> list[Figure]:
     figures: dict[str, Figure] = {}
     with drawing.style():
-        for study in found:
-            several = len(found) > 1
-            for sketch in _sketches(study, qualities):
-                title = f"{sketch.title}, {study.model}" if several else sketch.title
-                stem = _file_name(f"{study.model}-{sketch.stem}" if several else sketch.stem, figures)
-                png, svg = drawing.save(sketch.draw(title), folder / stem)
-                figures[stem] = Figure(title, " ".join(sketch.said), png, svg)
+        for sketch in sketches:
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = _file_name(sketch.stem, figures)
+            png, svg = drawing.save(sketch.draw(sketch.title), folder / stem)
+            figures[stem] = Figure(sketch.title, " ".join(sketch.said), png, svg)
     return list(figures.values())
 
 

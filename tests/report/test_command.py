@@ -25,6 +25,7 @@ def _drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return [figures.Figure(f"{len(reports)} runs", "A caption.", folder / "a.png", folder / "a.svg")]
 
     monkeypatch.setattr(figures, "write_figures", draw)
+    monkeypatch.setattr(figures, "write_figures_over_models", draw)
 
 
 def sweep(folder: Path, *reports: dict[str, Any]) -> Path:
@@ -81,7 +82,8 @@ def test_each_model_has_its_tables(make_report: Make, tmp_path: Path) -> None:
     tables = {file.name for file in (page.parent / "tables").glob("*.csv")}
     assert tables == {"Mixtral-8x7B-v0.1.csv", "copy-1.csv", "copy-2.csv"}
     assert [line for line in (page.parent / "report.md").read_text().splitlines() if line.startswith("## ")] == [
-        f"## {model}" for model in models
+        *(f"## {model}" for model in models),
+        "## All models",
     ]
 
 
@@ -133,3 +135,30 @@ def test_a_list_of_reports_has_its_report_beside_it(
     text = (tmp_path / "demo_report" / "report.md").read_text()
     assert text.startswith("# demo\n")
     assert "No p-value for want of samples.jsonl: a, b." in text
+
+
+def test_models_have_figures_together_if_nothing_else_differs(
+    make_report: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sweep(tmp_path / "s", make_report(model="hub/a"), make_report(model="hub/b"))
+    assert stun_report(monkeypatch, folder) == 0
+    text = (folder / "report" / "report.md").read_text()
+    assert "## All models\n\nModels differ in more than their experts.\n\n![2 runs](figures/models/a.png)" in text
+
+
+def test_models_that_were_measured_otherwise_have_none_and_the_report_says_why(
+    make_report: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sweep(tmp_path / "s", make_report(model="a"), make_report(model="b", sparsity_scope="experts"))
+    assert stun_report(monkeypatch, folder) == 0
+    text = (folder / "report" / "report.md").read_text()
+    assert "No figure has all of them:\n\nsparsity_scope differs: decoder in " in text
+    assert not (folder / "report" / "figures" / "models").exists()
+
+
+def test_two_ways_to_measure_one_model_are_no_models(
+    make_report: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sweep(tmp_path / "s", make_report(model="a"), make_report(model="a", perplexity=2.0))
+    assert stun_report(monkeypatch, folder) == 0
+    assert "All models" not in (folder / "report" / "report.md").read_text()

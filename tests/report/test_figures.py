@@ -10,7 +10,7 @@ import pytest
 
 from stun_exp.report import charts, drawing
 from stun_exp.report.drawing import Axis, Line, Reference
-from stun_exp.report.figures import Figure, write_figures
+from stun_exp.report.figures import Figure, write_figures, write_figures_over_models
 
 ARC, TEXT = "arc/acc,none", "text/byte_perplexity,none"
 BENCHMARKS = {
@@ -77,7 +77,7 @@ def metric(value: float, stderr: float | None) -> dict[str, Any]:
 def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Sketches figures without rendering them; (the figure, what matplotlib would draw of it), by name of file."""
 
-    def write(reports: Sequence[dict[str, Any]]) -> dict[str, tuple[Figure, Any]]:
+    def write(reports: Sequence[dict[str, Any]], over_models: bool = False) -> dict[str, tuple[Figure, Any]]:
         drawn: dict[str, Any] = {}
 
         def keep(figure: Any, stem: Path) -> tuple[Path, Path]:
@@ -85,7 +85,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             return stem, stem
 
         monkeypatch.setattr(drawing, "save", keep)
-        return {figure.png.name: (figure, drawn[figure.png.name]) for figure in write_figures(reports, tmp_path)}
+        figures = (write_figures_over_models if over_models else write_figures)(reports, tmp_path)
+        return {figure.png.name: (figure, drawn[figure.png.name]) for figure in figures}
 
     return write
 
@@ -278,6 +279,29 @@ def test_models_have_figures_of_their_own_and_methods_the_same_colours(shown: An
         for file in ("one-total-sparsity-arc", "two-total-sparsity-arc")
     }
     assert colours["one-total-sparsity-arc"]["STUN"] == colours["two-total-sparsity-arc"]["STUN"]
+
+
+def test_over_models_the_change_is_against_the_number_of_experts(shown: Any) -> None:
+    """What a method takes from each model; errors of both figures; two models may have equally many experts."""
+
+    def run(name: str, accuracy: float, model: str, experts: int, **more: Any) -> dict[str, Any]:
+        made = report(name, 0.4, accuracy, model=f"hub/{model}", baseline=0.8, **more)
+        made["experts"]["before"] = [experts, experts]
+        return made
+
+    sizes = {"small": 8, "wide": 64, "other": 64}
+    owl = [run("OWL", 0.5 + size / 1000, model, size) for model, size in sizes.items()]
+    found = shown([*owl, run("STUN", 0.7, "small", 8), run("STUN", 0.8, "wide", 64), run("new", 0.1, "wide", 64)], True)
+    figure, drawn = found["experts-in-a-layer-arc"]
+    assert points(drawn.axes[0]) == {"OWL": [[8, -29.2], [64, -23.6], [64, -23.6]], "STUN": [[8, -10], [64, 0]]}
+    assert bars(drawn.axes[0])[0] == [round(100 * np.hypot(0.02, 0.01), 4)] * 3
+    assert "Models: 8: small; 64: wide, other." in figure.caption
+    assert "Left out, with one number of experts only: new." in figure.caption
+
+
+def test_over_models_nothing_is_drawn_without_the_unpruned_or_with_equally_many_experts(shown: Any) -> None:
+    assert shown([report(model="a"), report(model="b", baseline=0.8)], over_models=True) == {}
+    assert shown([report(model=model, baseline=0.8) for model in "ab"], over_models=True) == {}
 
 
 def test_many_methods_have_a_panel_each_with_the_others_behind(shown: Any) -> None:
