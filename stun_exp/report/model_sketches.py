@@ -19,9 +19,9 @@ def by_experts(studies: Sequence[Study], quality: Quality) -> Iterator[Sketch]:
             name = f"{point.label}, {100 * point.sparsity:g} %" if several else point.label
             spots.setdefault(name, []).append((_experts(point), _change(study, point, quality)))
     over_several = {name: found for name, found in spots.items() if len({x for x, value in found if value}) > 1}
-    drawn, lacking = drawn_lines(studies[0], over_several)
-    if not drawn:
+    if not over_several:
         return
+    drawn, lacking = drawn_lines(studies[0], over_several)
     known = any(error is not None for line in drawn for error in line.error)
     models: dict[float, list[str]] = {}
     for study in studies:

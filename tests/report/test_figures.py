@@ -299,9 +299,10 @@ def test_over_models_the_change_is_against_the_number_of_experts(shown: Any) -> 
     assert "Left out, with one number of experts only: new." in figure.caption
 
 
-def test_over_models_nothing_is_drawn_without_the_unpruned_or_with_equally_many_experts(shown: Any) -> None:
+def test_over_models_nothing_is_drawn_without_the_unpruned_or_the_pruned_or_with_equally_many(shown: Any) -> None:
     assert shown([report(model="a"), report(model="b", baseline=0.8)], over_models=True) == {}
     assert shown([report(model=model, baseline=0.8) for model in "ab"], over_models=True) == {}
+    assert shown([report("none", 0.0, after=(4, 4), model=model) for model in "ab"], over_models=True) == {}
 
 
 def test_many_methods_have_a_panel_each_with_the_others_behind(shown: Any) -> None:
