@@ -54,11 +54,11 @@ def job(cfg: DictConfig) -> float | None:
     try:
         settings = build(cfg)
         # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
-        from stun_exp.progress import prepare_libraries
+        from stun_exp.progress import loading
 
-        prepare_libraries()
-        from stun_exp.report.objective import objective
-        from stun_exp.run import run
+        with loading():
+            from stun_exp.report.objective import objective
+            from stun_exp.run import run
 
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
@@ -84,10 +84,10 @@ def inspect(overrides: list[str], conf: Path) -> None:
         print(INSPECT_HELP, end="")
         return
     settings = settings_of(overrides, conf)
-    from stun_exp.progress import prepare_libraries
+    from stun_exp.progress import loading
 
-    prepare_libraries()
-    from stun_exp.inspection import show
+    with loading():
+        from stun_exp.inspection import show
 
     try:
         show.run(settings)

@@ -1,8 +1,10 @@
 """Progress on the terminal; quiet when standard error is not one."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -17,6 +19,21 @@ def track(items: Iterable[T], description: str) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(items, description=description)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Libraries load in the block: prepared, and never looked through for garbage, which takes half a second."""
+    prepare_libraries()
+    if gc.get_freeze_count():  # loaded already; what runs left behind is to be collected
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def prepare_libraries() -> None:

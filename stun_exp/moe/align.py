@@ -6,7 +6,6 @@ Shapes: F expert width (hidden units), D hidden size.
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -17,6 +16,8 @@ def align(experts: Any, reference: int, member: int) -> dict[str, Tensor]:
     products of matched units' weights, in the gate, up and down projections together. What the expert computes does
     not change.
     """
+    from scipy.optimize import linear_sum_assignment  # late: a third of a second that few runs need
+
     num_units = experts.down_proj.shape[1 if experts.is_transposed else 2]
     pairs = zip(_by_unit(experts, reference), _by_unit(experts, member), strict=True)
     similarity_FF = torch.stack([a_FX @ b_FX.T for a_FX, b_FX in pairs]).sum(0)
