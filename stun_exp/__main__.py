@@ -15,7 +15,8 @@ from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build, points
 from stun_exp.naming import folder_name
 from stun_exp.overrides import CONFIG_NAME
-from stun_exp.report.sweep import SweepEnd, conclude, keep_error
+from stun_exp.report.failed import keep_error
+from stun_exp.report.sweep import SweepEnd, conclude
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configs lie in the package, in a checkout beside it.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stun_exp.report.comparable import ComparableSet, comparable_sets, unequal
+from stun_exp.report.failed import failures
 from stun_exp.report.formats import comma_separated, latex
 from stun_exp.report.published import compare
 from stun_exp.report.read import read_runs
@@ -48,6 +49,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"report: {page}")
+    if count := sum(len(failures(place)) for place in arguments.places):
+        print(f"runs without a report: {count}; the page says why, under Failed", file=sys.stderr)
 
 
 def default_out(place: Path) -> Path:
@@ -79,6 +82,8 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     sections += _over_models(sets, out / "figures" / "models")
     if found.skipped:
         sections.append(Section("Skipped", "\n\n".join(found.skipped), [], []))
+    if failed := [f"{place / run}: {why}" for place in places for run, why in failures(place).items()]:
+        sections.append(Section("Failed", "\n\n".join(["Runs without a report:", *failed]), [], []))
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for part in (part for of_set in parts for part in of_set):
         text = {"md": part.table.markdown(), "tex": latex(part.table, part.heading), "csv": comma_separated(part.table)}

@@ -4,19 +4,15 @@ Workers of a sweep share nothing but its folder, so all of it is read from there
 """
 
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from stun_exp.config import folders
+from stun_exp.report.failed import ERROR, failures
 from stun_exp.tracking import NoTracker, harmless
-
-ERROR = "error.txt"
-"""In a run's folder: why it failed, in one line, and where."""
 
 
 class SweepEnd(Callback):
@@ -39,21 +35,16 @@ class SweepEnd(Callback):
             conclude(Path(config.hydra.sweep.dir).absolute())
 
 
-def keep_error(folder: Path, told: str, error: BaseException) -> None:
-    """Leaves in a run's folder why it failed."""
-    (folder / ERROR).write_text(told + "\n\n" + "".join(traceback.format_exception(error)))
-
-
 def conclude(folder: Path) -> None:
     """Prints the tables of a sweep that has ended and writes them beside its runs; exits with 1 if a run failed."""
     SweepEnd.folder = None
-    reports = list(folder.rglob("report.json"))
+    reports, failed = list(folder.rglob("report.json")), failures(folder)
     if reports:
         from stun_exp.report.command import default_out, write_report
 
         page = default_out(folder) / "index.html"
         try:
-            if not page.exists() or max(file.stat().st_mtime for file in reports) > page.stat().st_mtime:
+            if failed or not page.exists() or max(file.stat().st_mtime for file in reports) > page.stat().st_mtime:
                 write_report([folder], page.parent)
             print(f"report: {page}")
             with harmless(page.parent):
@@ -61,34 +52,8 @@ def conclude(folder: Path) -> None:
         except ValueError as error:  # the runs are there all the same
             sys.stdout.flush()
             print(f"no report of the sweep: {error}", file=sys.stderr)
-    failed = failures(folder)
     if failed:
         sys.stdout.flush()
         print(f"{len(failed)} of the sweep's runs failed; the same command tries them again:", file=sys.stderr)
         print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
         sys.exit(1)
-
-
-def failures(folder: Path) -> dict[str, str]:
-    """The runs of a sweep that failed, or did not come to their end, by folder, and why."""
-    failed = {}
-    for started in sorted(folder.rglob(".hydra")):
-        run, error = started.parent, started.parent / ERROR
-        reports = [place / "report.json" for place in _places(started)]
-        # A second process that found the run locked has failed, the run has not.
-        since = error.stat().st_mtime if error.exists() else float("-inf")
-        if all(report.exists() and report.stat().st_mtime > since for report in reports):
-            continue
-        why = (
-            error.read_text().partition("\n")[0]
-            if error.exists()
-            else "did not end; it was killed, or is still running"
-        )
-        failed[str(run.relative_to(folder))] = why
-    return failed
-
-
-def _places(started: Path) -> list[Path]:
-    """Where the reports of a run are to be."""
-    config = started / "config.yaml"
-    return folders(OmegaConf.load(config).sparsity if config.exists() else 0.0, started.parent)

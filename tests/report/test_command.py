@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stun_exp.report import command, figures
+from stun_exp.report.failed import keep_error
 
 Make = Callable[..., dict[str, Any]]
 
@@ -162,3 +163,19 @@ def test_two_ways_to_measure_one_model_are_no_models(
     folder = sweep(tmp_path / "s", make_report(model="a"), make_report(model="a", perplexity=2.0))
     assert stun_report(monkeypatch, folder) == 0
     assert "All models" not in (folder / "report" / "report.md").read_text()
+
+
+def test_runs_without_a_report_are_named_with_their_reason(
+    make_report: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep(tmp_path / "s", make_report())
+    for name in ("0", "failed", "killed", "dry"):
+        (folder / name / ".hydra").mkdir(parents=True)
+    keep_error(folder / "failed", "too many subsets", ValueError("too many subsets"))
+    (folder / "dry" / ".hydra" / "config.yaml").write_text("{dry_run: true, sparsity: 0.4}")
+    (folder / "killed" / ".hydra" / "config.yaml").write_text("{dry_run: false, sparsity: 0.4}")
+    assert stun_report(monkeypatch, folder) == 0
+    assert "runs without a report: 2;" in capsys.readouterr().err
+    text = (folder / "report" / "report.md").read_text()
+    told = [f"{folder / 'failed'}: too many subsets", f"{folder / 'killed'}: did not end; it was killed"]
+    assert text.split("## Failed\n\n")[1].startswith("\n\n".join(["Runs without a report:", *told]))

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from stun_exp.report.failed import ERROR, failures, keep_error
 from stun_exp.report.ledger import write_json
-from stun_exp.report.sweep import ERROR, SweepEnd, conclude, failures, keep_error
+from stun_exp.report.sweep import SweepEnd, conclude
 
 Make = Callable[..., dict[str, Any]]
 
@@ -40,6 +41,15 @@ def test_what_failed_is_told_with_its_reason_and_ends_with_1(
     assert (tmp_path / "report" / "index.html").is_file()
     assert "Traceback" not in said.err
     assert "ValueError: sparsity is too high" in (tmp_path / "sparsity=0.9" / ERROR).read_text()
+
+
+def test_a_failure_comes_onto_a_page_that_is_there(tmp_path: Path, make_report: Make) -> None:
+    write_json(started(tmp_path / "sparsity=0.4") / "report.json", make_report())
+    conclude(tmp_path)
+    keep_error(started(tmp_path / "sparsity=0.9"), "sparsity is too high", ValueError())
+    with pytest.raises(SystemExit, match="1"):
+        conclude(tmp_path)
+    assert "sparsity is too high" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_a_sweep_without_failures_ends_quietly(tmp_path: Path, make_report: Make) -> None:
@@ -120,7 +130,7 @@ def test_the_report_goes_to_the_tracker_which_may_fail(
 
 def test_a_run_of_several_sparsities_is_done_when_each_has_its_report(tmp_path: Path, make_report: Make) -> None:
     run = started(tmp_path / "sparsity=[0.4,0.5]")
-    (run / ".hydra" / "config.yaml").write_text("sparsity: [0.4, 0.5]")
+    (run / ".hydra" / "config.yaml").write_text("{dry_run: false, sparsity: [0.4, 0.5]}")
     for sparsity in (0.4, 0.5):
         assert "did not end" in failures(tmp_path)["sparsity=[0.4,0.5]"]
         (run / f"sparsity={sparsity}").mkdir()
