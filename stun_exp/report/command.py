@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stun_exp.report.comparable import ComparableSet, comparable_sets, unequal
 from stun_exp.report.failed import failures
 from stun_exp.report.formats import comma_separated, latex
-from stun_exp.report.published import compare
+from stun_exp.report.published import compare, with_verdict
 from stun_exp.report.read import read_runs
 from stun_exp.report.significance import significance_table
 from stun_exp.report.tables import ResultsTable, results_table
@@ -33,6 +33,8 @@ class Part:
     heading: str
     text: str
     table: ResultsTable
+    printed: ResultsTable | None = None
+    """What of it is printed."""
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def default_out(place: Path) -> Path:
 
 
 def write_report(places: Sequence[Path], out: Path) -> Path:
-    """The page, written with all else into `out`; prints the tables of results, and what was passed over.
+    """The page, written with all else into `out`; prints results, what could be compared, and what was passed over.
 
     FileNotFoundError for a place that is not there; ValueError if it holds no report, or runs that cannot be compared,
     and then nothing is written.
@@ -75,7 +77,9 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
 
     sections = []
     for one, (results, *others) in zip(sets, parts, strict=True):
-        results.table.show()
+        for part in (results, *others):
+            if part.printed is not None:
+                part.printed.show()
         figures = write_figures(one.reports, out / "figures" / results.name)
         sections.append(Section(results.heading, results.text, [results.table], figures))
         sections += [Section(part.heading, part.text, [part.table], []) for part in others]
@@ -102,14 +106,16 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
     text = f"{count} run{'s' * (count > 1)}. What differs among them is the seed, or has a column."
     if one.repeated:
         text += f" Left out, because they repeat another: {', '.join(one.repeated)}."
-    yield Part(name, one.heading, text, results_table(one.reports))
+    results = results_table(one.reports)
+    yield Part(name, one.heading, text, results, results)
     tests = significance_table(one.reports, [run.folder for run in one.runs])
     if tests is not None:
         text = "Whether two methods, or two values of one setting, differ by more than the luck of the items."
         yield Part(f"{name}-paired", f"{one.heading}: paired tests", text, tests)
     published = compare(one.reports)
     if published is not None:
-        yield Part(f"{name}-published", f"{one.heading}: published figures", "Ours beside the papers'.", published)
+        heading, text = f"{one.heading}: published figures", "Ours beside the papers'."
+        yield Part(f"{name}-published", heading, text, published, with_verdict(published))
 
 
 def _over_models(sets: Sequence[ComparableSet], folder: Path) -> Iterator["Section"]:

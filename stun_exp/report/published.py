@@ -28,6 +28,7 @@ TWINS = {
 """What stands for a calibration text or a benchmark in the twin of a pack on a bundled model."""
 TOLERANCE = 0.005
 """How far our sparsity may be from the published one, which is printed in whole percents."""
+NOT_COMPARABLE = "not comparable: "
 WITHIN = 1.96
 """Standard errors in which a difference is taken for noise: 95 % of a normal distribution."""
 
@@ -68,6 +69,16 @@ def compare(reports: Sequence[Report]) -> ResultsTable | None:
     if not_run:
         notes.append(f"Of the same packs, but without a run of ours: {'; '.join(not_run)}.")
     return ResultsTable(columns, lines, tuple(notes))
+
+
+def with_verdict(table: ResultsTable) -> ResultsTable:
+    """The rows of a comparison that were compared, with a note that counts the others."""
+    compared = [row for row in table.cells if not row[-1].text.startswith(NOT_COMPARABLE)]
+    others = len(table.cells) - len(compared)
+    notes = table.notes if compared else ()
+    if others:
+        notes += (f"Published figures that cannot be compared with ours: {others}; the report says why.",)
+    return ResultsTable(table.columns, compared, notes)
 
 
 def _is_method(row: Row, point: Point) -> bool:
@@ -126,7 +137,7 @@ def _keys(row: Row, point: Point) -> list[str]:
 def _ours(row: Row, point: Point) -> list[Cell]:
     """Our side of a row, and the verdict."""
     measured, why = _measured(row, point), _hindrances(row, point)
-    verdict = f"not comparable: {'; '.join(why)}"
+    verdict = NOT_COMPARABLE + "; ".join(why)
     if measured is None:
         return [Cell(point.label), Cell("-"), Cell("-"), Cell("-"), Cell(verdict)]
     key = row["our_metrics"].split()[0]

@@ -51,7 +51,8 @@ class ResultsTable:
         table = Table(*(Column(name, overflow="fold") for name in self.columns), box=SIMPLE_HEAD, pad_edge=False)
         for row in self.cells:  # a name may hold brackets
             table.add_row(*(f"[bold]{escape(cell.text)}[/]" if cell.bold else escape(cell.text) for cell in row))
-        console.print(table)
+        if self.cells:
+            console.print(table)
         for note in self.notes:
             console.print(note, markup=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stun_exp.report.published import compare, published_rows
+from stun_exp.report.published import compare, published_rows, with_verdict
 
 CONF = Path(__file__).parents[2] / "conf"
 LU8 = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "mmlu", "openbookqa", "rte", "winogrande")
@@ -93,6 +93,20 @@ def test_verdicts_by_hand(ours: Ours) -> None:
     ]
     found = lines(ours(metrics={"hellaswag/acc,none": 0.549, "mmlu/acc,none": 0.595}))
     assert {(row[1], row[-1]) for row in found} >= {("HellaSwag", "better"), ("MMLU", "worse")}
+
+
+def test_printed_is_what_was_compared_and_how_much_was_not(ours: Ours) -> None:
+    table = compare([ours(metrics={"hellaswag/acc,none": 0.549, "mmlu/acc,none": 0.595})])
+    assert table is not None
+    printed = with_verdict(table)
+    assert {row[-1].text for row in printed.cells} == {"better", "worse"}
+    others = len(table.cells) - len(printed.cells)
+    assert others > 0
+    assert printed.notes[-1].startswith(f"Published figures that cannot be compared with ours: {others};")
+    twin = ours(choices={"experiment": "toy/stun_table2"}, source="bundled:toy_moe", model="toy_moe")
+    table = compare([twin])
+    assert table is not None
+    assert (with_verdict(table).cells, len(with_verdict(table).notes)) == ([], 1)
 
 
 def test_what_was_not_verified_or_not_stated_is_told(ours: Ours) -> None:
