@@ -2,6 +2,7 @@
 
 import traceback
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,8 +38,19 @@ def failures(folder: Path) -> dict[str, str]:
 
 def _reports(run: Path) -> list[Path]:
     """Where they are, or are to be; none of a dry run."""
-    one, config = run / "report.json", run / ".hydra" / "config.yaml"
-    if one.exists() or not config.exists():
+    one = run / "report.json"
+    if one.exists():
         return [one]
-    settings = yaml.safe_load(config.read_text())
-    return [] if settings["dry_run"] else [place / one.name for place in folders(settings["sparsity"], run)]
+    settings = _settings(run / ".hydra" / "config.yaml")
+    return (
+        [] if settings.get("dry_run") else [place / one.name for place in folders(settings.get("sparsity", 0.0), run)]
+    )
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """A run's; nothing if it was killed before it had written them all."""
+    try:
+        found = yaml.safe_load(config.read_text())
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}

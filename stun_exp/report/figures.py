@@ -51,6 +51,8 @@ def _qualities(reports: Sequence[Report]) -> list[Quality]:
 
 
 def _written(sketches: Iterable[Sketch], folder: Path) -> list[Figure]:
+    for earlier in (*folder.glob("*.png"), *folder.glob("*.svg")):  # of fewer runs, which may have had other figures
+        earlier.unlink()
     figures: dict[str, Figure] = {}
     with drawing.style():
         for sketch in sketches:

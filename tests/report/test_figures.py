@@ -349,6 +349,13 @@ def test_every_kind_is_written(tmp_path: Path) -> None:
         assert "</svg>" in figure.svg.read_text()
 
 
+def test_figures_of_an_earlier_report_do_not_stay_beside_later_ones(tmp_path: Path) -> None:
+    earlier = {figure.svg for figure in write_figures([report("a"), report("b")], tmp_path)}
+    later = write_figures([report(name, s) for name in "ab" for s in (0.2, 0.4)], tmp_path)
+    assert earlier - {figure.svg for figure in later}
+    assert {*tmp_path.iterdir()} == {file for figure in later for file in (figure.png, figure.svg)}
+
+
 def test_files_are_the_same_bytes_again_and_hold_text_as_text(tmp_path: Path) -> None:
     """A dollar in a name starts no formula, and < is no markup."""
     runs = [report("a$b$ <&>", s) for s in (0.2, 0.4)]

@@ -52,6 +52,12 @@ def test_a_failure_comes_onto_a_page_that_is_there(tmp_path: Path, make_report: 
     assert "sparsity is too high" in (tmp_path / "report" / "index.html").read_text()
 
 
+@pytest.mark.parametrize("written", ["", "sparsity: [0.4, 0", "model:"])
+def test_a_run_that_was_killed_while_it_wrote_its_settings_did_not_end(tmp_path: Path, written: str) -> None:
+    (started(tmp_path / "sparsity=0.4") / ".hydra" / "config.yaml").write_text(written)
+    assert "did not end" in failures(tmp_path)["sparsity=0.4"]
+
+
 def test_a_sweep_without_failures_ends_quietly(tmp_path: Path, make_report: Make) -> None:
     write_json(started(tmp_path / "sparsity=0.4") / "report.json", make_report())
     assert failures(tmp_path) == {}
