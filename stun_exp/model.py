@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from stun_exp.disk.checkpoint import Checkpoint
 
 BUNDLED = "bundled:"
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*")
+FILES = (
+    *("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"),
+    *("LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*"),
+)
 """What of a hub repository a run needs."""
 AGAIN = ["original/*", "consolidated*"]
 """Where some repositories keep the same weights once more, in another layout."""
@@ -31,7 +34,8 @@ class Model(Component):
     revision: str | None
     """Commit or tag of a hub repository."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    """Precision in which weights are read, run and written; `auto` is the one on disk."""
+    """Precision in which weights are read and run; `auto` is the one on disk. They are written in it too, but never in
+    a wider one than that on disk."""
     device: Literal["auto", "cpu", "cuda"]
     """`auto` is the first GPU, or the CPU if there is none."""
     load: Literal["full", "nf4"]
@@ -51,6 +55,12 @@ class Model(Component):
         from stun_exp.disk.checkpoint import Checkpoint
 
         return self._of_expected_size(Checkpoint(self.folder(), self._torch_dtype(), scratch))
+
+    def written(self, folder: Path, scratch: Path | None = None) -> "Checkpoint":
+        """A pruned copy, in the precision in which the model is worked on."""
+        from stun_exp.disk.checkpoint import Checkpoint
+
+        return Checkpoint(folder, self._torch_dtype(), scratch)
 
     def architecture(self) -> "Architecture":
         """What config.json says, or the `dimensions` if that is not to be had; of a hub only JSON is fetched."""

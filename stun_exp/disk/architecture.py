@@ -1,5 +1,8 @@
 """What config.json alone says of a model: its family, and the whole of it without weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from stun_exp.disk.shards import read_json
+from stun_exp.disk.files import own_file, read_json
 from stun_exp.models import register
 from stun_exp.models.fused import fuse_experts_
 from stun_exp.moe.families import family_of
@@ -15,6 +18,9 @@ from stun_exp.moe.layers import MoELayer, layer_paths, layers_of
 
 EXPERTS_PER_LAYER = "experts_per_layer"
 """Key in config.json of a pruned model whose layers keep different numbers of experts."""
+
+MOST = 10_000
+"""Layers, or experts of a layer, that any model has: far more than those there are."""
 
 
 class Architecture:
@@ -30,15 +36,48 @@ class Architecture:
             raise FileNotFoundError(f"{path}: no config.json; give the folder of a Hugging Face checkpoint")
         self.path = path
         self.at_hand = dimensions is None
-        self.raw = read_json(path / "config.json") if dimensions is None else dimensions
+        self.raw = read_json(own_file(path, "config.json", "config.json")) if dimensions is None else dimensions
         self.family = family_of(self.raw.get("model_type"), path / "config.json")
-        self.experts_per_layer: list[int] | None = self.raw.get(EXPERTS_PER_LAYER)
-        own_dtype = self._config_dtype()
-        self.dtype = dtype or own_dtype
+        self.experts_per_layer = self._counts()
+        self.source_dtype = self._config_dtype()
+        """The one that the weights are kept in, as far as config.json says."""
+        self.dtype = dtype or self.source_dtype
         register()
-        self.config = CONFIG_MAPPING[self.family.model_type].from_dict(self.raw)
+        with self._said_by_config():
+            self.config = CONFIG_MAPPING[self.family.model_type].from_dict(deepcopy(self.raw))
         # For other readers: experts_per_layer says the same, and a stock model cannot be built of unequal layers.
         self.config.per_layer_config = None
+
+    @contextmanager
+    def _said_by_config(self) -> Iterator[None]:
+        """Makes one line of whatever transformers raises in the block over the values in config.json."""
+        try:
+            yield
+        except Exception as error:  # its checks, and for what those let pass any error at all
+            told = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{self.path / 'config.json'}: no {self.family.model_type} can be built of it ({type(error).__name__}: "
+                f"{told}); download it again"
+            ) from error
+
+    def _check_sizes(self) -> None:
+        """ValueError for so many layers or experts that even to build their outlines would take all memory."""
+        text = self.config.get_text_config()
+        for key in ("num_hidden_layers", "num_decoder_layers", self.family.num_experts_key):
+            number = getattr(text, key, None)
+            if isinstance(number, int) and number > MOST:
+                raise ValueError(f"{key}={number:,} is more than {MOST:,}")
+
+    def _counts(self) -> list[int] | None:
+        """How many experts each layer keeps, where the config says so."""
+        counts = self.raw.get(EXPERTS_PER_LAYER)
+        if counts is None:
+            return None
+        if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(
+                f"{self.path / 'config.json'}: {EXPERTS_PER_LAYER} must be a list of whole numbers, one for each layer"
+            )
+        return counts
 
     def _config_dtype(self) -> torch.dtype:
         name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32")
@@ -52,12 +91,20 @@ class Architecture:
         """The whole model without weights, with fused experts, as many a layer as are on disk. Do not change it."""
         auto = AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(self.config, dtype=self.dtype)
+            with self._said_by_config():
+                self._check_sizes()
+                model: PreTrainedModel = auto.from_config(self.config, dtype=self.dtype)
             fuse_experts_(model.eval(), self.family)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if self._kept_in_fp32(model, name):
+            if self._kept_in_fp32(model, name, self.dtype):
                 tensor.data = tensor.data.float()
-        for layer, count in zip(layers_of(model, self.family), self.experts_per_layer or (), strict=False):
+        layers = layers_of(model, self.family)
+        if self.experts_per_layer is not None and len(self.experts_per_layer) != len(layers):
+            raise ValueError(
+                f"{self.path / 'config.json'}: {EXPERTS_PER_LAYER} has {len(self.experts_per_layer)} numbers, and the "
+                f"model has {len(layers)} layers"
+            )
+        for layer, count in zip(layers, self.experts_per_layer or (), strict=False):
             if count:
                 layer.resize(count)
         return model
@@ -89,21 +136,32 @@ class Architecture:
     def outline(self, index: int) -> MoELayer:
         return self.outlines[index]
 
-    def _kept_in_fp32(self, model: PreTrainedModel, name: str) -> bool:
-        """Whether transformers keeps a tensor in 32 bits though the model runs in 16."""
+    def _kept_in_fp32(self, model: PreTrainedModel, name: str, dtype: torch.dtype) -> bool:
+        """Whether transformers keeps a tensor in 32 bits though the model has another dtype, of 16."""
         kept: set[str] = set()
-        if self.dtype in (torch.float16, torch.bfloat16):
+        if dtype in (torch.float16, torch.bfloat16):
             kept |= model._keep_in_fp32_modules_strict or set()
-        if self.dtype == torch.float16:
+        if dtype == torch.float16:
             kept |= model._keep_in_fp32_modules or set()
         return any(f".{part}." in f".{name}." for part in kept)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of a tensor in memory: this model's, but for the few that are kept in 32 bits."""
-        return self._dtypes.get(name, self.dtype)
+        return self.skeleton_dtypes.get(name, self.dtype)
+
+    @property
+    def written_dtype(self) -> torch.dtype:
+        """The dtype of a pruned copy on disk: what the model is worked on in, but never a wider one than its own."""
+        return min(self.dtype, self.source_dtype, key=lambda dtype: dtype.itemsize)
+
+    def written_dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which the tensor of that name in memory is written."""
+        if self._kept_in_fp32(self.skeleton, name, self.written_dtype):
+            return torch.float32
+        return self.written_dtype
 
     @cached_property
-    def _dtypes(self) -> dict[str, torch.dtype]:
+    def skeleton_dtypes(self) -> dict[str, torch.dtype]:
         return {name: tensor.dtype for name, tensor in self.skeleton.state_dict().items()}
 
     def count_keys(self, config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:

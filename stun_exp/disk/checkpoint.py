@@ -1,10 +1,10 @@
 """A model folder on disk, read one decoder layer at a time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from stun_exp.disk.architecture import Architecture
 from stun_exp.disk.dequantise import packing_of
 from stun_exp.disk.keys import Keys
 from stun_exp.disk.scratch import mapped
-from stun_exp.disk.shards import digest_of, each_tensor, find_shards
+from stun_exp.disk.shards import INDEX, Header, each_tensor, find_shards
+from stun_exp.disk.source import carried_files, check_plain
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.plan import LayerPlan
 
@@ -35,32 +36,63 @@ class Checkpoint(Architecture):
         super().__init__(path, dtype)
         self.scratch = scratch
         self.keeps_dtype = dtype is None
-        self.files = find_shards(path)
+        check_plain(path)
+        self.headers = find_shards(path)
+        self.files = {key: header.file for key, header in self.headers.items()}
         self.packing = packing_of(self.raw, path)
+        self.source_dtype = _most_used(self.headers.values()) or self.source_dtype
         self.stored = self.packing.names(self.files)
         """Each tensor on disk, and the keys that it is stored under: several for a quantised one."""
         for layer in self.outlines:
             layer.check()
         self.keys.check(str(path))
+        self._check_kinds()
+        self._check_tied()
 
     @cached_property
     def keys(self) -> Keys:
         return Keys(self, self.stored)
 
-    def identity(self, digests: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-        """What tells this folder's content from another's, by file.
+    def identity(self, digest: Callable[[Path], str]) -> dict[str, str]:
+        """What tells this folder's content from another's: the digest of each file that it is made of."""
+        weights = sorted(set(self.files.values()))
+        return self.companions(digest) | {str(file.relative_to(self.path)): digest(file) for file in weights}
 
-        Of weights the checksum, if it is among the `digests`, else size and time: all bytes would take as long to read
-        as a run.
+    def companions(self, digest: Callable[[Path], str]) -> dict[str, str]:
+        """The same without the weights: config and tokenizer."""
+        names, _ = carried_files(self.path)
+        names += [name for name in ("config.json", INDEX) if (self.path / name).is_file()]
+        return {name: digest(self.path / name) for name in names}
+
+    def _check_kinds(self) -> None:
+        """ValueError for whole numbers or truth values on disk in the place of weights, which are floats."""
+        for name, keys in self.stored.items():
+            if len(keys) > 1:  # packed, with scales
+                continue
+            expected = self.skeleton_dtypes.get(self.keys.target(name))
+            if expected is not None and expected.is_floating_point and not _is_float(self.headers[keys[0]]):
+                raise ValueError(
+                    f"{self.path}: {name} is {self.headers[keys[0]].dtype} on disk, without scales that would make "
+                    "weights of it; give the checkpoint in 16 bits, or packed in a way that config.json names"
+                )
+
+    def _check_tied(self) -> None:
+        """ValueError if config.json ties two tensors that are both on disk and differ.
+
+        Transformers then leaves them apart; tied, they would be another model.
         """
-        found: dict[str, Any] = {}
-        for file in sorted(self.path.iterdir()):
-            if file.suffix == ".safetensors":
-                about = file.stat()
-                found[file.name] = digests.get(file.name, [about.st_size, about.st_mtime_ns])
-            elif file.suffix in {".json", ".model", ".txt", ".jinja"}:
-                found[file.name] = digest_of(file)
-        return found
+        places = {self.keys.target(key): key for key in self.keys.rest}
+        for name, source in self.skeleton.all_tied_weights_keys.items():
+            both = places.get(name), places.get(source)
+            if None in both or both[0] == both[1]:
+                continue
+            one, other = self._read(key for key in both if key is not None).values()
+            if not torch.equal(one, other):
+                raise ValueError(
+                    f"{self.path}: config.json says tie_word_embeddings=true, and {both[0]} and {both[1]} are both on "
+                    "disk and differ; set it to false (which is how transformers reads the folder), or remove the one "
+                    "that is not meant"
+                )
 
     def read_layer(self, index: int, experts: Sequence[int] | None = None) -> MoELayer:
         """One layer with its weights, on the CPU, a fresh copy at each call; with all experts or those named."""
@@ -182,6 +214,19 @@ class Checkpoint(Architecture):
                 f"{self.path}: {name} is {have} on disk, and config.json says {say}; model.dtype=auto keeps one dtype: "
                 f"pass model.dtype={say} or model.dtype={have}"
             )
+
+
+def _most_used(headers: Iterable[Header]) -> torch.dtype | None:
+    """The dtype of most weights on disk, whatever config.json says of it; None if those are packed."""
+    weights: dict[str, int] = {}
+    for header in headers:
+        weights[header.dtype] = weights.get(header.dtype, 0) + prod(header.shape)
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    return names.get(max(weights, key=weights.__getitem__, default=""))
+
+
+def _is_float(header: Header) -> bool:
+    return header.dtype.startswith(("F", "BF"))
 
 
 def _compute_buffers(model: PreTrainedModel, module: nn.Module, recurse: bool = True) -> None:

@@ -97,7 +97,7 @@ def packing_of(config: Mapping[str, Any], source: Path) -> Packing:
         case {"quant_method": "mxfp4"}:
             return Packing(source, (frozenset({"_blocks", "_scales"}),), _mxfp4, "mxfp4")
         case other:
-            said = {key: other[key] for key in _TELLING if key in other}
+            said = {key: other[key] for key in _TELLING if key in other} if isinstance(other, Mapping) else other
             raise ValueError(
                 f"{source / 'config.json'}: quantization_config with {said} is not supported; known: {_KNOWN}; "
                 "give the checkpoint in 16 bits, or packed in one of these ways"

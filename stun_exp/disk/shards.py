@@ -1,25 +1,21 @@
-"""Files of a model folder: which shard holds which key, tensors in and out, all with errors that name the file."""
+"""Shards of a model folder: which holds which key, tensors in and out, all with errors that name the file."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
+from stun_exp.disk.files import own_file, read_json, write_file
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAPPED = 1 << 30
 """Bytes of a file that may be mapped before it is opened anew."""
-PARTIAL = ".partial"
-"""Ends the name of a file that is being written."""
 _DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -50,27 +46,63 @@ class Shard:
     """Routed experts of the layer in it; 0 for a dense layer, and for what lies outside the layers."""
 
 
-def find_shards(folder: Path) -> dict[str, Path]:
-    """Key -> file, from the index if there is one; every file is there and whole.
+class Header(NamedTuple):
+    """What a file of weights says of one tensor."""
 
-    FileNotFoundError for a missing file, ValueError for a damaged one or another format.
+    file: Path
+    dtype: str
+    """By safetensors' name: F32, BF16, ..."""
+    shape: tuple[int, ...]
+
+
+def find_shards(folder: Path) -> dict[str, Header]:
+    """Key -> where it is and what its file says of it; every file is there, whole, and has what the index names.
+
+    A key that only a file has counts too: transformers goes by the files. FileNotFoundError for a missing file,
+    ValueError for a damaged one, another format, and two files of one key.
     """
-    if (folder / INDEX).is_file():
-        weight_map: dict[str, str] = read_json(folder / INDEX).get("weight_map", {})
-        missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
-        if missing:
-            raise FileNotFoundError(
-                f"{folder / missing[0]}: named by {INDEX} but not there ({len(missing)} such files); download it again"
-            )
-        for name in sorted(set(weight_map.values())):
-            with _open(folder / name):
-                pass
-        return {key: folder / name for key, name in weight_map.items()}
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder}: neither {INDEX} nor model.safetensors; only safetensors are read")
-    with _open(file) as handle:
-        return dict.fromkeys(handle.keys(), file)
+    single = folder / SINGLE
+    if not (folder / INDEX).is_file():
+        if not single.is_file():
+            raise FileNotFoundError(f"{folder}: neither {INDEX} nor {SINGLE}; only safetensors are read")
+        return _headers(own_file(folder, SINGLE, SINGLE))
+    weight_map = read_json(own_file(folder, INDEX, INDEX)).get("weight_map", {})
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{folder / INDEX}: weight_map must say a file for each key; download it again")
+    names = sorted(set(weight_map.values()))
+    if single.is_file() and SINGLE not in names:
+        raise ValueError(
+            f"{folder}: holds {SINGLE} and {INDEX}, which does not name it; transformers reads the first and other "
+            "tools the second: remove the one that is not meant"
+        )
+    files = {name: own_file(folder, name, INDEX) for name in names}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder / missing[0]}: named by {INDEX} but not there ({len(missing)} such files); download it again"
+        )
+    found: dict[str, Header] = {}
+    for file in files.values():
+        for key, header in _headers(file).items():
+            if key in found:
+                raise ValueError(f"{file}: {key} is in {found[key].file.name} too; download the checkpoint again")
+            found[key] = header
+    for key, name in weight_map.items():
+        if key not in found or found[key].file != files[name]:
+            raise ValueError(f"{files[name]}: {key} is not in it, but {INDEX} says so; download it again")
+    return found
+
+
+def _headers(file: Path) -> dict[str, Header]:
+    """What a file says of its tensors, in its order; the library looks whether the file is whole."""
+    with _open(file), file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        about: dict[str, Any] = from_json(handle.read(length))
+    return {
+        key: Header(file, entry["dtype"], tuple(entry["shape"]))
+        for key, entry in about.items()
+        if key != "__metadata__"
+    }
 
 
 def read_tensors(files: Mapping[str, Path], keys: Iterable[str]) -> dict[str, Tensor]:
@@ -139,66 +171,6 @@ def write_shard(file: Path, tensors: Mapping[str, Tensor]) -> Shard:
             yield tensors[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
     return Shard(file.name, write_file(file, content()), size, order)
-
-
-def write_file(file: Path, content: Iterable[Any]) -> str:
-    """The sha256 of what is on disk, whole, when this returns; OSError that names the file if it could not be written.
-
-    It goes under a temporary name first: a crash, or a power cut, leaves the file as it was or as it will be.
-    """
-    partial = file.with_name(file.name + PARTIAL)
-    digest = sha256()
-    try:
-        with partial.open("wb") as handle, ThreadPoolExecutor(1) as beside:
-            for piece in content:
-                hashed = beside.submit(digest.update, piece)
-                handle.write(piece)
-                hashed.result()
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, file)
-    except OSError as error:
-        with suppress(OSError):  # what could not be written may well not be there, nor be removed
-            partial.unlink()
-        raise not_written(file, error) from error
-    sync_folder(file.parent)
-    return digest.hexdigest()
-
-
-def not_written(file: Path, error: OSError) -> OSError:
-    """What to tell of a file of a run that could not be written."""
-    return OSError(
-        f"{file}: could not be written ({error.strerror}); free some space, and the same command with hydra.run.dir of "
-        "this run goes on from what is finished; or choose another folder"
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    """Returns when the names in a folder are on disk, and not only the files behind them; OSError that names it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise not_written(folder, error) from error
-    finally:
-        os.close(descriptor)
-
-
-def digest_of(file: Path) -> str | None:
-    """The sha256 of a file; None if it is not there."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; ValueError that names it if it is none."""
-    try:
-        content: dict[str, Any] = from_json(file.read_bytes())  # twice as fast as json
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); download it again") from error
-    return content
 
 
 def _open(file: Path) -> Any:

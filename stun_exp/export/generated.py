@@ -5,7 +5,7 @@ import json
 import transformers
 
 from stun_exp.disk.architecture import Architecture
-from stun_exp.disk.shards import read_json, write_file
+from stun_exp.disk.files import read_json, write_file
 
 FILE = "modeling_stun.py"
 _CODE = '''"""{stock} with as many experts in each layer as per_layer_config says in config.json.

@@ -20,7 +20,7 @@ class ProfileExport(Component):
 
     keeps_checkpoint: ClassVar[bool] = False
 
-    def check(self, source: "Architecture", ratio: float) -> None:
+    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         """Any model will do."""
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:
@@ -33,8 +33,8 @@ class ProfileExport(Component):
             )
 
     def export(self, pruned: "Pruned") -> dict[str, Any]:
+        from stun_exp.disk.files import read_json
         from stun_exp.disk.load import assemble
-        from stun_exp.disk.shards import read_json
         from stun_exp.export.proof import compare, fixed_batch, logits_BTV
 
         began = time.monotonic()

@@ -74,7 +74,7 @@ def needs_of(found: Inspection, settings: Any) -> Needs:
         max(layers, itemsize * found.outside),
         hidden,
         found.whole.bytes(model.load, itemsize),
-        whole,
+        found.whole.bytes("full", architecture.written_dtype.itemsize),
         stages,
         moves * (found.disk_bytes or whole) / DISK_RATE,
         rate,

@@ -10,8 +10,9 @@ from typing import Any
 from stun_exp.budget import Scope, kinds_in_scope
 from stun_exp.disk.architecture import Architecture
 from stun_exp.disk.dequantise import packing_of
+from stun_exp.disk.files import read_json
 from stun_exp.disk.keys import Keys
-from stun_exp.disk.shards import INDEX, find_shards, read_json
+from stun_exp.disk.shards import INDEX, find_shards
 from stun_exp.moe.layers import Kind, MoELayer
 from stun_exp.nf4 import BLOCK
 
@@ -128,10 +129,11 @@ def read_index(folder: Path) -> tuple[Collection[str], int | None]:
     if not file.is_file():
         return find_shards(folder).keys(), (folder / "model.safetensors").stat().st_size
     index = read_json(file)
-    files = index.get("weight_map") if isinstance(index, dict) else None
+    files, about = index.get("weight_map"), index.get("metadata")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{file}: no weight_map; download it again")
-    return files.keys(), (index.get("metadata") or {}).get("total_size")
+    size = about.get("total_size") if isinstance(about, dict) else None
+    return files.keys(), size if isinstance(size, int) else None
 
 
 def size_of(layer: MoELayer) -> LayerSize:

@@ -116,9 +116,9 @@ FAMILIES = {
 }
 
 
-def family_of(model_type: str | None, source: Path) -> MoEFamily:
+def family_of(model_type: object, source: Path) -> MoEFamily:
     """The family of the `model_type` that a config says; ValueError for an architecture that is not in the table."""
-    family = FAMILIES.get(model_type or "")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ValueError(
             f"{source}: model_type={model_type!r} is not supported; known: {', '.join(sorted(FAMILIES))}; "

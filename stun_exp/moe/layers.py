@@ -56,6 +56,16 @@ class MoELayer:
                 f"layer {self.index}: the experts of {self.family.model_type} hold {', '.join(sorted(found)[:4])}, and "
                 f"only fused ones ({', '.join(matrices)}) can be pruned; see stun_exp/models/fused.py"
             )
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"layer {self.index}: the router chooses {self.top_k} experts a token (top_k) of {self.num_experts}; "
+                "config.json is of another model, or damaged"
+            )
+        if self.num_experts % self.num_groups:
+            raise ValueError(
+                f"layer {self.index}: {self.num_experts} experts do not make {self.num_groups} equal groups, among "
+                "which the router chooses; config.json is of another model, or damaged"
+            )
 
     @property
     def router(self) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stun_exp.device import name_of
-from stun_exp.disk.shards import write_file
+from stun_exp.disk.files import write_file
 from stun_exp.known import Saved
 from stun_exp.progress import console
 

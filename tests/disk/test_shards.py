@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from stun_exp.disk.shards import PARTIAL, Shard, digest_of, write_file, write_shard
+from stun_exp.disk.files import PARTIAL, digest_of, write_file
+from stun_exp.disk.shards import Shard, write_shard
 
 KINDS = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool"
 
