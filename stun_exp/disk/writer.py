@@ -7,15 +7,42 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
+from torch import Tensor
+
 from stun_exp.disk.architecture import EXPERTS_PER_LAYER
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.shards import INDEX, Shard, digest_of, each_tensor, read_json, sync_folder, write_file, write_shard
+from stun_exp.disk.files import digest_of, read_json, sync_folder, write_file
+from stun_exp.disk.shards import INDEX, Shard, each_tensor, write_shard
+from stun_exp.disk.source import carried_files
 from stun_exp.moe.layers import MoELayer
 
-CARRIED = {".json", ".txt", ".model", ".jinja"}
-"""Endings of what comes along beside the weights: tokenizer, generation config."""
-TERMS = ("LICEN", "NOTICE", "USE_POLICY", "COPYING")
-"""How the names begin of the files that say under which terms the model may be used."""
+CARD, CODE = "README.md", "modeling_stun.py"
+"""What an export and a run's end add to the folder: the model card, and what loads layers of different sizes."""
+
+
+def names_in(source: Checkpoint) -> list[str]:
+    """The files of the folder that is written of a source, by their names in it."""
+    carried, _ = carried_files(source.path)
+    shards = [shard_name(source, number) for number in range(source.num_layers + 1)]
+    return [*shards, *carried, "config.json", INDEX, CARD, CODE]
+
+
+def shard_name(source: Checkpoint, number: int) -> str:
+    """The file of a layer; the number after the last layer's is that of what lies outside the layers."""
+    return f"model-{number + 1:05d}-of-{source.num_layers + 1:05d}.safetensors"
+
+
+def check_space(source: Checkpoint, out: Path, finished: Mapping[int, Shard]) -> None:
+    """OSError if the disk of a run's folder cannot take the layers that are not finished yet, unpruned."""
+    done = tuple(f"{path}." for index, path in enumerate(source.paths) if index in finished)
+    missing = {name: tensor for name, tensor in source.skeleton.state_dict().items() if not name.startswith(done)}
+    needed = sum(tensor.numel() * source.written_dtype_of(name).itemsize for name, tensor in missing.items())
+    free = disk_usage(out).free
+    if free < needed:
+        raise OSError(
+            f"{out / 'checkpoint'}: the checkpoint needs up to {needed / 1e6:,.1f} MB{' more' if done else ''} and "
+            f"{free / 1e6:,.1f} MB are free; free some space or choose another disk with hydra.run.dir=DIR"
+        )
 
 
 class CheckpointWriter:
@@ -25,36 +52,23 @@ class CheckpointWriter:
         """Creates the folder, or goes on with it; OSError if the disk cannot take what is missing, unpruned.
 
         `finished` are the shards, by layer, that lie there as they should (what is outside the layers has the number
-        after the last layer's): all else is removed. None is a folder that must not be there yet.
+        after the last layer's). None is a folder that must not be there yet.
         """
         self.source = source
         self.path = path
         self.shards = dict(finished or {})
         """Of each layer that is written; last that of what lies outside the layers."""
-        self._check_space()
+        check_space(source, path.parent, self.shards)
         path.mkdir(exist_ok=finished is not None)
         sync_folder(path.parent)
-        keep = {shard.name for shard in self.shards.values()}
-        (path / INDEX).unlink(missing_ok=True)  # first of all: a folder with an index is whole
-        for file in path.iterdir():
-            if file.name not in keep:
-                file.unlink()
-
-    def _check_space(self) -> None:
-        finished = tuple(f"{path}." for index, path in enumerate(self.source.paths) if index in self.shards)
-        missing = {name: t for name, t in self.source.skeleton.state_dict().items() if not name.startswith(finished)}
-        needed = sum(tensor.numel() for tensor in missing.values()) * self.source.dtype.itemsize
-        free = disk_usage(self.path.parent).free
-        if free < needed:
-            raise OSError(
-                f"{self.path}: the checkpoint needs up to {needed / 1e6:,.1f} MB{' more' if finished else ''} and "
-                f"{free / 1e6:,.1f} MB are free; free some space or choose another disk with hydra.run.dir=DIR"
-            )
+        (path / INDEX).unlink(missing_ok=True)  # a folder with an index is whole
 
     def write_layer(self, layer: MoELayer) -> Shard:
         """The shard of one layer, which is on disk when this returns."""
         prefix = self._prefix(layer)
-        state = {prefix + name: tensor for name, tensor in layer.module.state_dict().items()}
+        state = {
+            prefix + name: self._as_written(prefix + name, tensor) for name, tensor in layer.module.state_dict().items()
+        }
         shard = write_shard(self._file(layer.index), self.source.keys.revert(state))
         self.shards[layer.index] = replace(shard, num_experts=layer.num_experts)
         return self.shards[layer.index]
@@ -80,12 +94,14 @@ class CheckpointWriter:
         """
         last = self.source.num_layers
         if last not in self.shards:
-            self.shards[last] = write_shard(self._file(last), self.source.read_rest())
-        for file in self.source.path.iterdir():
-            terms = file.name.upper().startswith(TERMS)
-            carried = file.suffix in CARRIED and file.name != "config.json" and not file.name.endswith(".index.json")
-            if file.is_file() and (terms or carried):
-                write_file(self.path / file.name, [file.read_bytes()])
+            rest = {
+                key: self._as_written(self.source.keys.target(key), tensor)
+                for key, tensor in self.source.read_rest().items()
+            }
+            self.shards[last] = write_shard(self._file(last), rest)
+        for name in carried_files(self.source.path)[0]:
+            (self.path / name).parent.mkdir(exist_ok=True)
+            write_file(self.path / name, [(self.source.path / name).read_bytes()])
         self._write_json("config.json", self._config())
         shards = [self.shards[number] for number in range(last + 1)]
         weight_map = {key: shard.name for shard in shards for key in shard.keys}
@@ -103,7 +119,7 @@ class CheckpointWriter:
         config.pop("torch_dtype", None)
         for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
             config.pop(key, None)
-        config["dtype"] = str(self.source.dtype).removeprefix("torch.")
+        config["dtype"] = str(self.source.written_dtype).removeprefix("torch.")
         # A training setting: it costs memory in every pass, and fails on layers of different sizes.
         config["output_router_logits"] = False
         counts = [self.shards[index].num_experts for index in range(self.source.num_layers)]
@@ -115,11 +131,15 @@ class CheckpointWriter:
             config[EXPERTS_PER_LAYER] = counts
         return config
 
+    def _as_written(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor in the dtype in which it is written: what was computed in a wider one is rounded here, once."""
+        return tensor.to(self.source.written_dtype_of(name)) if tensor.is_floating_point() else tensor
+
     def _write_json(self, name: str, content: Any) -> None:
         write_file(self.path / name, [(json.dumps(content, indent=1) + "\n").encode()])
 
     def _file(self, number: int) -> Path:
-        return self.path / f"model-{number + 1:05d}-of-{self.source.num_layers + 1:05d}.safetensors"
+        return self.path / shard_name(self.source, number)
 
     def _prefix(self, layer: MoELayer) -> str:
         return f"{self.source.paths[layer.index]}."

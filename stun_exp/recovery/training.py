@@ -5,9 +5,8 @@ Shapes: N sequences, B of a batch, T tokens, V vocabulary.
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import pairwise
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stun_exp.disk.files import whole_file
 from stun_exp.moe.layers import MoELayer
 
 Zeros = list[tuple[Tensor, Tensor]]
@@ -124,7 +124,6 @@ class Saved:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
         """Writes the state whole or not at all; OSError that names the file, for instance if the disk is full."""
         self.file.parent.mkdir(exist_ok=True)
-        partial_file = self.file.with_suffix(".partial")
         state = {
             "made_for": self.made_for,
             "model": model.state_dict(),
@@ -132,10 +131,9 @@ class Saved:
             "history": asdict(history),
         }
         try:
-            torch.save(state, partial_file)
-            os.replace(partial_file, self.file)
+            with whole_file(self.file) as handle:
+                torch.save(state, handle)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-            partial_file.unlink(missing_ok=True)
             raise OSError(
                 f"{self.file}: could not be written ({str(error).splitlines()[0]}); free some space, raise "
                 "recovery.save_every, or choose another disk with hydra.run.dir=DIR"
@@ -143,5 +141,6 @@ class Saved:
 
     def remove(self) -> None:
         """Said when the trained weights are written."""
-        if self.file.exists():
-            shutil.rmtree(self.file.parent)
+        self.file.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody has put something else there
+            self.file.parent.rmdir()

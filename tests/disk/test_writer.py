@@ -12,7 +12,8 @@ import torch
 
 from stun_exp.disk import writer as module
 from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.shards import INDEX, PARTIAL
+from stun_exp.disk.files import PARTIAL
+from stun_exp.disk.shards import INDEX
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.moe.families import FAMILIES
 
