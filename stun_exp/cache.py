@@ -2,22 +2,16 @@
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
 from pydantic import Field
 
 from stun_exp.component import Component
-
-LIBRARIES = ("torch", "transformers")
 
 
 class Damaged(Exception):
@@ -28,7 +22,10 @@ class Cache(Protocol):
     """Where values are kept."""
 
     def find(self, what: str, name: str) -> bytes | None:
-        """The value of that name, None if there is none; Damaged if it is not as it was written."""
+        """The value of that name, None if there is none.
+
+        Damaged if it is not as it was written, OSError if it cannot be read.
+        """
         ...
 
     def check_size(self, what: str, num_bytes: int) -> None:
@@ -67,9 +64,13 @@ class CacheFolder(Component):
     def find(self, what: str, name: str) -> bytes | None:
         file = self._file(what, name)
         try:
+            if not file.is_file():
+                return None
             checksum, _, value = file.read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise OSError(f"cache.path={self.path}: {file} cannot be read ({error.strerror or error})") from error
         if sha256(value).hexdigest().encode() != checksum:
             file.unlink(missing_ok=True)
             raise Damaged(f"{file}: damaged")
@@ -82,17 +83,15 @@ class CacheFolder(Component):
             )
 
     def add(self, what: str, name: str, value: bytes) -> None:
+        from stun_exp.disk.files import write_file
+
         file = self._file(what, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as partial:
-            try:
-                partial.write(sha256(value).hexdigest().encode() + b"\n" + value)
-                partial.close()
-                os.replace(partial.name, file)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(partial.name)
-                raise
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Others may write the same value at the same time. Who else may read it is the umask's to say.
+            write_file(file, [sha256(value).hexdigest().encode() + b"\n", value], by=token_hex(4))
+        except OSError as error:
+            raise OSError(f"cache.path={self.path}: {file} could not be written ({error.strerror or error})") from error
 
     def _file(self, what: str, name: str) -> Path:
         return Path(self.path).expanduser() / what / name[:2] / name
@@ -100,7 +99,10 @@ class CacheFolder(Component):
 
 @dataclass(frozen=True)
 class Store:
-    """A cache as one run sees it: values are plain data and tensors, keys say all that they depend on."""
+    """A cache as one run sees it: values are plain data and tensors, keys say all that they depend on.
+
+    Among that is the code that computed them (`stun_exp.code.made_by`), but for what no code has a say in.
+    """
 
     cache: Cache
     warn: Callable[[str], None]
@@ -110,10 +112,14 @@ class Store:
         import torch
 
         value = self._found(what, key)
-        return None if value is None else torch.load(io.BytesIO(value), weights_only=True)
+        try:
+            return None if value is None else torch.load(io.BytesIO(value), weights_only=True)
+        except Exception as error:  # a pickle of something else can raise anything
+            self.warn(f"the cache's {what} of {_name(key)[:8]} cannot be read ({error!r}); computed again")
+            return None
 
     def holds(self, what: str, key: Mapping[str, Any]) -> bool:
-        """Whether `find` gives a value."""
+        """Whether there is a value under a key."""
         return self._found(what, key) is not None
 
     def _found(self, what: str, key: Mapping[str, Any]) -> bytes | None:
@@ -121,7 +127,9 @@ class Store:
             return self.cache.find(what, _name(key))
         except Damaged as error:
             self.warn(f"{error}; dropped, and computed again")
-            return None
+        except OSError as error:
+            self.warn(f"{error}; computed again")
+        return None
 
     def add(self, what: str, key: Mapping[str, Any], value: Any) -> None:
         """Keeps a value, or warns why that could not be."""
@@ -143,19 +151,4 @@ def _num_bytes(value: Any) -> int:
 
 
 def _name(key: Mapping[str, Any]) -> str:
-    return sha256(json.dumps({**versions(), "key": key}, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of this package's code, and of the libraries that can move a bit of what it computes."""
-    return {"code": code_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def code_version() -> str:
-    """The sha256 of this package's code: what other code computed is not taken for what this would."""
-    digest = sha256()
-    package = Path(__file__).parent
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
+    return sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ import torch
 from pydantic import TypeAdapter
 
 from stun_exp.cache import Store
+from stun_exp.code import made_by
 from stun_exp.device import circumstances
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import assemble
@@ -81,6 +82,7 @@ def evaluate(
         "dtype": str(checkpoint.dtype),
         "nf4": nf4,
         **circumstances(device),
+        **made_by("stun_exp.evaluation_stage"),
         "device map": benchmarks.device_map,
         "betas": {str(layer): beta for layer, beta in betas.items()},
         **benchmarks.depend_on(),

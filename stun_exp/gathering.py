@@ -20,13 +20,15 @@ Inputs = tuple[dict[str, InputStatistic], list[int]]
 
 
 def settings_of(pruner: UnstructuredPruner, scope: Scope, make: Empty) -> dict[str, Any]:
-    """All settings on which it depends what is gathered of a model, and of which matrices."""
+    """All on which it depends what is gathered of a model, and of which matrices: settings, and whose code gathers."""
+    statistic = make(1)
     return {
+        "modules": [] if statistic is None else [type(statistic).__module__],
         "scope": scope,
         "attention": pruner.attention,
         "min_tokens": pruner.min_tokens,
         "starved": pruner.starved,
-        "statistic": made_as(statistic) if (statistic := make(1)) is not None else None,
+        "statistic": None if statistic is None else made_as(statistic),
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stun_exp.cache import Store
 from stun_exp.calibration import CalibrationTokens
+from stun_exp.code import made_by
 from stun_exp.device import circumstances
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner
@@ -23,10 +24,12 @@ from stun_exp.moe.plan import Plan
 S = TypeVar("S")
 
 
-def calibrated_on(checkpoint: Checkpoint, tokens: CalibrationTokens, nf4: bool, device: torch.device) -> dict[str, Any]:
-    """All that statistics of a model depend on, besides what is gathered."""
+def calibrated_on(
+    checkpoint: Checkpoint, identity: Mapping[str, str], tokens: CalibrationTokens, nf4: bool, device: torch.device
+) -> dict[str, Any]:
+    """All that statistics of a model of this `identity` depend on, besides what is gathered, and by which code."""
     return {
-        "checkpoint": checkpoint.identity(),
+        "checkpoint": identity,
         "dtype": str(checkpoint.dtype),
         "nf4": nf4,
         "tokens": tokens.sha256,
@@ -58,7 +61,7 @@ class Known:
 
     def plan(self, pruner: ExpertPruner) -> Plan | None:
         """The plan of an expert pruner with the same settings; None if nobody has made it."""
-        found = self.store.find("plans", {**self.of, "pruner": _settings(pruner)})
+        found = self.store.find("plans", self._plan_key(pruner))
         if found is None:
             return None
         self.charge(Saved(**found["spent"]))
@@ -67,8 +70,7 @@ class Known:
     def keep_plan(self, pruner: ExpertPruner, plan: Plan, spent: Saved) -> None:
         """Keeps a plan, with what it cost besides what was taken from here."""
         spent = Saved(spent.seconds + self.saved.seconds, spent.forward_passes + self.saved.forward_passes)
-        key = {**self.of, "pruner": _settings(pruner)}
-        self.store.add("plans", key, {"plan": asdict(plan), "spent": asdict(spent)})
+        self.store.add("plans", self._plan_key(pruner), {"plan": asdict(plan), "spent": asdict(spent)})
 
     def holds(self, layer: int, statistic: Statistic) -> bool:
         """Whether `restore_` would succeed."""
@@ -97,8 +99,12 @@ class Known:
         self.saved.seconds += saved.seconds
         self.saved.forward_passes += saved.forward_passes
 
+    def _plan_key(self, pruner: ExpertPruner) -> dict[str, Any]:
+        return {**self.of, **made_by("stun_exp.stages", type(pruner).__module__), "pruner": _settings(pruner)}
+
     def _key(self, layer: int, statistic: Statistic) -> dict[str, Any]:
-        return {**self.of, "layer": layer, "statistic": made_as(statistic)}
+        by = made_by("stun_exp.stages", type(statistic).__module__)
+        return {**self.of, **by, "layer": layer, "statistic": made_as(statistic)}
 
 
 class DenseInputs:
@@ -108,7 +114,8 @@ class DenseInputs:
         """`settings` are all of the second stage on which it depends what is gathered, and of which matrices."""
         experts = [replace(layer, facts={}) for layer in plan.layers]
         self.known = known
-        self.of = {**known.of, "plan": sha256(repr(experts).encode()).hexdigest(), **settings}
+        by = made_by("stun_exp.gathering", *settings["modules"])
+        self.of = {**known.of, **by, "plan": sha256(repr(experts).encode()).hexdigest(), **settings}
         self._gathered: list[dict[str, Any]] = []
 
     @cached_property

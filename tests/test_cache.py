@@ -1,12 +1,14 @@
 """The cache: values come back as they were, under their own key alone, and a damaged one is noticed."""
 
+import os
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
-from stun_exp.cache import CacheFolder, NoCache, Store, code_version
+from stun_exp.cache import CacheFolder, NoCache, Store
 
 VALUE = {"sum_CC": torch.randn(3, 3, dtype=torch.float64), "num_tokens": 7, "list": [1.5, None, "x"]}
 
@@ -27,22 +29,50 @@ def test_a_value_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert (found["num_tokens"], found["list"]) == (7, [1.5, None, "x"])
 
 
-def test_another_key_another_kind_and_other_code_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_key_and_another_kind_find_nothing(tmp_path: Path) -> None:
     kept = store(tmp_path)
     kept.add("statistics", {"layer": 1}, VALUE)
     assert kept.holds("statistics", {"layer": 1})
     assert kept.find("statistics", {"layer": 2}) is None
     assert kept.find("evaluations", {"layer": 1}) is None
-    monkeypatch.setattr("stun_exp.cache.versions", lambda: {"code": "of another day"})
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_an_entry_is_for_the_umask_to_say(tmp_path: Path, umask: int, mode: int) -> None:
+    """A group could not share a cache: entries were for their owner alone."""
+    before = os.umask(umask)
+    try:
+        store(tmp_path / "cache").add("statistics", {"layer": 1}, VALUE)
+    finally:
+        os.umask(before)
+    (file,) = files(tmp_path)
+    assert file.stat().st_mode & 0o777 == mode
+    assert file.parent.stat().st_mode & 0o777 == mode | (mode & 0o444) >> 2
+
+
+def test_an_entry_that_cannot_be_read_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    kept = store(tmp_path, said)
+    kept.add("statistics", {"layer": 1}, VALUE)
+
+    def refused(file: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
     assert kept.find("statistics", {"layer": 1}) is None
+    assert f"cache.path={tmp_path}: " in said[0]
+    assert "cannot be read (Permission denied); computed again" in said[0]
 
 
-def test_the_code_version_changes_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache.py").write_text("a = 1")
-    monkeypatch.setattr("stun_exp.cache.__file__", str(tmp_path / "cache.py"))
-    before = code_version()
-    (tmp_path / "new.py").write_text("")
-    assert code_version() != before
+def test_an_entry_that_holds_something_else_is_computed_again(tmp_path: Path) -> None:
+    """Whole, and its checksum right, but nothing that this program wrote."""
+    said: list[str] = []
+    kept = store(tmp_path, said)
+    kept.add("statistics", {"layer": 1}, VALUE)
+    (file,) = files(tmp_path)
+    file.write_bytes(sha256(b"else").hexdigest().encode() + b"\nelse")
+    assert kept.find("statistics", {"layer": 1}) is None
+    assert "cannot be read" in said[0]
 
 
 @pytest.mark.parametrize("place", [0, 70, -1])
