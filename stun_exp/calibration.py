@@ -5,7 +5,7 @@ Shapes: B sequences of a batch, T tokens.
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -82,18 +82,25 @@ class Calibration(Component):
         return CalibrationTokens(list(torch.split(tokens, self.batch_size)), digest)
 
     def drawn(
-        self, tokenizer: Any, seed: int, decoder_start: int | None, model: Mapping[str, Any], store: Store
+        self,
+        tokenizer: Any,
+        seed: int,
+        decoder_start: int | None,
+        model: Mapping[str, str],
+        store: Store,
+        digest: Callable[[Path], str],
     ) -> CalibrationTokens:
         """The same as `tokens`, which another run may have drawn; `model` is the identity of the tokenizer's folder."""
-        from stun_exp.disk.shards import digest_of
+        from stun_exp.code import made_by
 
         path = getattr(self, "path", None)
         key = {
             "calibration": f"{type(self).__qualname__} {self!r}",
-            "text": None if path is None else digest_of(Path(path).expanduser()),
+            "text": None if path is None else digest(text_file(path)),
             "seed": seed,
             "decoder_start": decoder_start,
-            "tokenizer": {name: digest for name, digest in model.items() if isinstance(digest, str)},
+            "tokenizer": dict(model),
+            **made_by(type(self).__module__),
         }
         found = store.find("tokens", key)
         if found is None:
@@ -141,7 +148,7 @@ class LocalText(Calibration):
     def _documents(self, tokenizer: Any) -> list[list[int]]:
         file = text_file(self.path, ".txt", ".jsonl")
         if file.suffix == ".txt":
-            documents = [tokenizer(file.read_text(encoding="utf-8"))["input_ids"]]
+            documents = [tokenizer(text_of(file, self.path))["input_ids"]]
         else:
             documents = [self._row(row, where, tokenizer) for where, row in json_rows(file, self.path)]
         documents = [document for document in documents if document]
@@ -151,7 +158,7 @@ class LocalText(Calibration):
 
     def _row(self, row: Mapping[str, Any], where: str, tokenizer: Any) -> list[int]:
         if isinstance(row.get("text"), str):
-            ids: list[int] = tokenizer(row["text"])["input_ids"]
+            ids: list[int] = tokenizer(checked_text(row["text"], where))["input_ids"]
             return ids
         if not isinstance(row.get("input_ids"), list):
             raise ValueError(f"{where}: needs a `text` or an `input_ids` field")
@@ -191,19 +198,41 @@ def text_file(path: str, *endings: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"calibration.path={path}: no such file")
-    if file.suffix not in endings:
+    if endings and file.suffix not in endings:
         raise ValueError(f"calibration.path={path}: must end in {' or '.join(endings)}")
     return file
+
+
+def text_of(file: Path, path: str) -> str:
+    """The text in a file; ValueError that says where it is not UTF-8."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"calibration.path={path}: not UTF-8 (byte 0x{content[error.start]:02x} at {error.start}, in line {line}); "
+            "save it as UTF-8"
+        ) from error
+
+
+def checked_text(text: str, where: str) -> str:
+    """The same text; ValueError for half of a character, which JSON can hold and no tokenizer can read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: not text (half of a character, at {error.start})") from error
+    return text
 
 
 def json_rows(file: Path, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The lines of a .jsonl file, each behind what an error calls it; one that is no object has no fields."""
     # Not splitlines: JSON may hold other line separators as they are, U+2028 for one.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text_of(file, path).split("\n"), 1):
         where = f"calibration.path={path}, line {number}"
         try:
             row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not JSON ({error})") from error
         if line.strip():
             yield where, row if isinstance(row, dict) else {}
@@ -211,6 +240,6 @@ def json_rows(file: Path, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def token_ids(row: Mapping[str, Any], key: str, where: str, tokenizer: Any) -> list[int]:
     """The tokens in a field; ValueError if they are none of the tokenizer's."""
-    if not all(isinstance(i, int) and 0 <= i < len(tokenizer) for i in row[key]):
+    if not all(type(i) is int and 0 <= i < len(tokenizer) for i in row[key]):  # true and false are integers too
         raise ValueError(f"{where}: `{key}` must be integers from 0 to {len(tokenizer) - 1}")
     return list(row[key])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
-from stun_exp.calibration import Calibration, CalibrationTokens, json_rows, text_file, token_ids
+from stun_exp.calibration import Calibration, CalibrationTokens, checked_text, json_rows, text_file, token_ids
 
 Pair = tuple[list[int], list[int]]
 
@@ -52,7 +52,8 @@ class Pairs(Calibration):
     def _pair(self, row: Mapping[str, Any], where: str, tokenizer: Any, decoder_start: int) -> Pair:
         """The tokens that the encoder and the decoder read of one line."""
         if isinstance(row.get("source"), str) and isinstance(row.get("target"), str):
-            source, target = tokenizer(row["source"])["input_ids"], tokenizer(text_target=row["target"])["input_ids"]
+            source_text, target_text = (checked_text(row[field], where) for field in ("source", "target"))
+            source, target = tokenizer(source_text)["input_ids"], tokenizer(text_target=target_text)["input_ids"]
         elif isinstance(row.get("input_ids"), list) and isinstance(row.get("labels"), list):
             source, target = (token_ids(row, field, where, tokenizer) for field in ("input_ids", "labels"))
         else:

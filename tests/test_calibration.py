@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from stun_exp.cache import CacheFolder, Store
 from stun_exp.calibration import C4, Calibration, LocalText, ToyText
+from stun_exp.disk.files import digest_of
 
 
 @pytest.fixture(scope="module")
@@ -214,18 +215,22 @@ def test_tokens_are_drawn_once_for_equal_text_settings_and_tokenizer(
     file = tmp_path / "text.jsonl"
     file.write_text("\n".join(json.dumps({"text": "abcdefgh"[i % 7 :] * 3}) for i in range(20)))
     local = LocalText(path=str(file), num_sequences=3, sequence_length=8, batch_size=2)
-    first = local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store)
+
+    def digest(text: Path) -> str:
+        return str(digest_of(text))
+
+    first = local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
     with monkeypatch.context() as context:
         context.setattr(Calibration, "tokens", lambda *_: pytest.fail("drawn again"))
-        again = local.drawn(Letters(), 0, None, {"tokenizer.json": "a", "model.safetensors": [1, 2]}, store)
+        again = local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
     assert again.sha256 == first.sha256
     assert all(torch.equal(a, b) for a, b in zip(first.batches_BT, again.batches_BT, strict=True))
     drawn: list[int] = []
     tokens = LocalText.tokens
     monkeypatch.setattr(LocalText, "tokens", lambda *args: drawn.append(1) or tokens(*args))
-    local.drawn(Letters(), 1, None, {"tokenizer.json": "a"}, store)
-    local.drawn(Letters(), 0, None, {"tokenizer.json": "b"}, store)
-    local.model_copy(update={"batch_size": 1}).drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store)
+    local.drawn(Letters(), 1, None, {"tokenizer.json": "a"}, store, digest)
+    local.drawn(Letters(), 0, None, {"tokenizer.json": "b"}, store, digest)
+    local.model_copy(update={"batch_size": 1}).drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
     file.write_text("\n".join(json.dumps({"text": "abcdefgh"[i % 5 :] * 3}) for i in range(20)))
-    local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store)
+    local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
     assert len(drawn) == 4

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import field_validator
+from pydantic import BaseModel, TypeAdapter, field_validator
 
 from stun_exp.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan, router_digest
@@ -77,12 +77,30 @@ def read_plan(path: str) -> Recorded:
         raise ValueError("no such file" if file == Path(path).expanduser() else "no plan.json in this folder")
     try:
         layers = json.loads(file.read_text())["layers"]
+        _check_numbers(layers)
         recorded = {entry["layer"]: (_layer_plan(entry), str(entry["router"])) for entry in layers}
         if not 0 < len(recorded) == len(layers):
             raise ValueError("no layer, or one of them twice")
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise ValueError(f"cannot be read as a plan ({error!r}); give a plan.json as a run writes it") from error
     return recorded
+
+
+def _check_numbers(layers: object) -> None:
+    """ValueError unless all numbers of layers and experts are whole ones: true and false are integers to Python."""
+    TypeAdapter(list[_Entry]).validate_python(layers, strict=True)
+
+
+class _Entry(BaseModel):
+    """What plan.json says of one layer, as far as it is done again."""
+
+    layer: int
+    num_experts: int
+    groups: list[list[int]]
+    kept: list[int]
+    weights: list[list[float]] | None
+    aligned: bool
+    router: str
 
 
 def _layer_plan(entry: dict[str, object]) -> LayerPlan:
