@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stun_exp.component import Component
-from stun_exp.harness import Figures, Loaded, digest, load, measure, quiet
+from stun_exp.harness import Figures, Loaded, digest, load, measure, quiet, rehearse
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,16 @@ class Prepared:
     backend: Backend = "hf"
     device_map: DeviceMap = "none"
     baseline: bool = False
+
+    def check(self, tokenizer: Any) -> None:
+        """ValueError if the benchmarks could not be measured with this tokenizer, or not as they are set."""
+        if self.benchmarks and tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no end-of-text token, which lm-eval needs; set eos_token in the model's "
+                "tokenizer_config.json, or pass eval=none"
+            )
+        for benchmark, loaded in self.benchmarks:
+            rehearse(benchmark, loaded)
 
     def depend_on(self) -> dict[str, Any]:
         """All that the figures depend on besides the model and the device, as plain data."""

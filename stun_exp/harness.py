@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -75,21 +76,70 @@ def load(benchmark: "Benchmark") -> Loaded:
         raise ValueError(f"eval.benchmarks: {where} has no task {benchmark.task!r}")
     try:
         found = manager.load([benchmark.task])
-    except Exception as error:  # a missing data set surfaces as any of a dozen classes of three libraries
-        raise FileNotFoundError(
-            f"benchmark {benchmark.task}: its data is neither cached nor reachable ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}); fetch it on a machine with a network by "
-            f"`lm-eval run --model dummy --tasks {benchmark.task} --limit 1` and take its HF_HOME along, or leave it "
-            "out with eval=none or eval=toy"
+    except Exception as error:  # any of a dozen classes of as many libraries
+        if benchmark.include is None or _lacks_data(error):
+            raise FileNotFoundError(
+                f"benchmark {benchmark.task}: its data is neither cached nor reachable ({_said(error)}); fetch it on a "
+                f"machine with a network by `lm-eval run --model dummy --tasks {benchmark.task} --limit 1` and take "
+                "its HF_HOME along, or leave it out with eval=none or eval=toy"
+            ) from error
+        raise ValueError(
+            f"benchmark {benchmark.task}: the task cannot be set up ({_said(error)}); look at its YAML file in "
+            f"{benchmark.include}"
         ) from error
     return Loaded(manager, found["tasks"], found["groups"])
 
 
-def measure(benchmark: "Benchmark", loaded: Loaded, lm: Any, limit: int | None) -> Figures:
-    import lm_eval
+def _lacks_data(error: BaseException | None) -> bool:
+    """Whether an error of an own task comes of data that is not to be had, and not of a mistake in the task."""
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        raised_in = str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+        if isinstance(error, LookupError | TypeError | AttributeError):
+            return False  # a name that the data does not have
+        if isinstance(error, OSError) or raised_in in {"datasets", "huggingface_hub", "httpx", "httpcore", "fsspec"}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
+
+def rehearse(benchmark: "Benchmark", loaded: Loaded) -> None:
+    """ValueError if the benchmark could not be measured as it is set: another metric, too many shots, a broken task.
+
+    One item of each task goes through lm-eval, with a stand-in for the model: what would fail after hours fails now.
+    """
+    from lm_eval.models.dummy import DummyLM
+
+    try:
+        measure(benchmark, loaded, quiet(DummyLM, always=True)(), limit=1)
+    except ValueError as error:
+        if str(error).startswith("eval.benchmarks."):
+            raise
+        raise _unmeasurable(benchmark, error) from error
+    except Exception as error:  # a task's own code
+        raise _unmeasurable(benchmark, error) from error
+
+
+def _unmeasurable(benchmark: "Benchmark", error: Exception) -> ValueError:
+    return ValueError(
+        f"eval.benchmarks.{benchmark.task}: lm-eval fails on its first item with num_fewshot={benchmark.num_fewshot} "
+        f"({_said(error)}); lower the shots, or look at the task's YAML file and functions"
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def measure(benchmark: "Benchmark", loaded: Loaded, lm: Any, limit: int | None) -> Figures:
+    from lm_eval import evaluator
+
+    # What it notes of the machine: it asks pip and git for seconds, complains outside a repository, and asks the hub
+    # for the stand-in's tokenizer. A run's report has a provenance of its own.
+    evaluator.get_git_commit_hash = lambda: None
+    evaluator.add_env_info = evaluator.add_tokenizer_info = lambda *_: None
     own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
-    results = lm_eval.simple_evaluate(
+    results = evaluator.simple_evaluate(
         model=lm,
         tasks=[loaded.named(benchmark.task)],
         # Not the manager that lm-eval would make: it indexes every task there is, for seconds.
@@ -146,11 +196,11 @@ def digest(task: Any) -> str:
     return sha256(json.dumps([task.dump_config(), data], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def quiet(backend: Any) -> Any:
-    """One of lm-eval's backends; without its progress bars where there is no terminal."""
+def quiet(backend: Any, always: bool = False) -> Any:
+    """One of lm-eval's backends, without its progress bars where there is no terminal, or `always`."""
     from stun_exp.progress import console
 
-    if console.is_terminal:
+    if console.is_terminal and not always:
         return backend
 
     class Quiet(backend):  # type: ignore[misc]

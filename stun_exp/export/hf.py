@@ -24,8 +24,14 @@ class HfExport(Component):
 
     keeps_checkpoint: ClassVar[bool] = True
 
-    def check(self, source: "Architecture", ratio: float) -> None:
+    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         import transformers
+
+        if ratio and not equal:
+            raise ValueError(
+                "export=hf: expert_pruner.budget=global leaves layers with different numbers of experts; pass "
+                "expert_pruner.budget=per_layer, or export=hf_unequal"
+            )
 
         stock = type(source.skeleton).__name__
         wrong = _WRONG_IN_STOCK.get(source.family.model_type)

@@ -19,7 +19,7 @@ class HfUnequalExport(Component):
 
     keeps_checkpoint: ClassVar[bool] = True
 
-    def check(self, source: "Architecture", ratio: float) -> None:
+    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         from stun_exp.export.generated import obstacle
 
         if why := obstacle(source):

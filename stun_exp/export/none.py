@@ -15,7 +15,7 @@ class NoExport(Component):
 
     keeps_checkpoint: ClassVar[bool] = False
 
-    def check(self, source: "Architecture", ratio: float) -> None:
+    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         """Nothing is ruled out."""
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:

@@ -49,8 +49,11 @@ class Export(Protocol):
         """Whether the promise is about the written checkpoint, which is then kept without save=true."""
         ...
 
-    def check(self, source: "Architecture", ratio: float) -> None:
-        """ValueError, before anything is run, if the model or the share of experts to remove rules it out."""
+    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
+        """ValueError, before anything is run, if the model or the share of experts to remove rules it out.
+
+        `equal` says whether the expert pruner gives every layer its own share, and not the whole model one.
+        """
         ...
 
     def check_plan(self, source: "Architecture", plan: Plan) -> None:

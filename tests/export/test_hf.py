@@ -44,16 +44,16 @@ def test_only_what_stock_transformers_runs_rightly_passes(name: str, tiny_model:
     wrong = {"arctic": "has no ArcticForCausalLM; pass export=none", "nllb-moe": "not those that its router chose"}
     if name in wrong:
         with pytest.raises(ValueError, match=wrong[name]):
-            HfExport().check(source, 0.0)
+            HfExport().check(source, 0.0, True)
     else:
-        HfExport().check(source, 0.0)
+        HfExport().check(source, 0.0, True)
 
 
 def test_a_config_that_does_not_name_its_class_is_refused(mixtral_copy: Path) -> None:
     """transformers goes by model_type and would load it; vLLM and SGLang would not."""
     set_config(mixtral_copy, architectures=None)
     with pytest.raises(ValueError, match=r'no architectures.* add "architectures": \["MixtralForCausalLM"\]'):
-        HfExport().check(Architecture(mixtral_copy), 0.0)
+        HfExport().check(Architecture(mixtral_copy), 0.0, True)
 
 
 def test_a_ratio_that_cannot_be_shared_equally_is_refused_with_the_nearest(mixtral: Checkpoint) -> None:
@@ -61,19 +61,19 @@ def test_a_ratio_that_cannot_be_shared_equally_is_refused_with_the_nearest(mixtr
     with pytest.raises(
         ValueError, match=r"leaves 14 experts, which 3 layers cannot share.*ratio=0.1667, or export=hf_"
     ):
-        HfExport().check(mixtral, 0.25)
-    HfExport().check(mixtral, 0.1667)
+        HfExport().check(mixtral, 0.25, True)
+    HfExport().check(mixtral, 0.1667, True)
 
 
 def test_the_nearest_ratio_asks_of_no_layer_what_it_does_not_have(make_pruned: Make) -> None:
     """6, 4 and 6 experts: 16 / 3 is nearest to 5, but only 4 can be kept in each, 12 of 16."""
     with pytest.raises(ValueError, match=r"leaves 16 experts, .*ratio=0\.25,"):
-        HfExport().check(Architecture(make_pruned("mixtral", {1: FOUR}).folder), 0.0)
+        HfExport().check(Architecture(make_pruned("mixtral", {1: FOUR}).folder), 0.0, True)
 
 
 def test_a_group_limited_router_is_not_held_to_the_exact_ratio(tiny_model: Callable[[str], Path]) -> None:
     """2 layers of 2 groups: a quarter of 12 leaves 9, but groups lose equally many, so 4 and 4 may well remain."""
-    HfExport().check(Architecture(tiny_model("deepseek_v3")), 0.25)
+    HfExport().check(Architecture(tiny_model("deepseek_v3")), 0.25, True)
 
 
 def test_a_plan_of_unequal_layers_is_refused_by_their_names(mixtral: Checkpoint) -> None:

@@ -61,14 +61,14 @@ def logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused_from_the_config_alone(name: str, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match=f"export=hf_unequal: .*{REFUSED[name]}.*; pass export=none"):
-        HfUnequalExport().check(Architecture(tiny_model(name)), 0.25)
+        HfUnequalExport().check(Architecture(tiny_model(name)), 0.25, True)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_the_code_builds_each_layer_as_it_is(name: str, make_pruned: Make, tokens_BT: Tensor) -> None:
     """The written model by its own code, and by load_pruned without it; it generates with a cache, too."""
     pruned = make_pruned(name, {2: FOUR})
-    HfUnequalExport().check(pruned.source, 0.25)
+    HfUnequalExport().check(pruned.source, 0.25, True)
     expected = logits(load_pruned(pruned.folder, CPU), tokens_BT)
     write_code(Architecture(pruned.folder))
     model = remote(pruned.folder)
