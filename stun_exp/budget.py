@@ -9,6 +9,8 @@ from typing import Literal
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.moe.layers import Kind, MoELayer
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
+from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 Scope = Literal["experts", "decoder", "model"]
 TOLERANCE = 0.001
@@ -59,6 +61,11 @@ class Budget:
                 "or prune attention too, or choose sparsity_scope=experts"
             )
         return max(missing, 0) / self.prunable if self.prunable else 0.0
+
+
+def weights_ratio(budget: Budget, pruner: UnstructuredPruner) -> float:
+    """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
+    return (fixed_ratio(pruner.pattern) or budget.weights_ratio()) if pruner.prunes else 0.0
 
 
 def kinds_in_scope(scope: Scope) -> set[Kind]:

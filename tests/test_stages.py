@@ -94,11 +94,11 @@ class Pruned:
         self.pruning = Walk(source, batches_BT, CPU, "pruning", self.plan)
         prune_layers([Pruning(stage, self.ratios, self.pruning, CheckpointWriter(source, out))])
         self.written = Checkpoint(out, None)
-        self.scope: Scope = scope
+        self.stage = stage
 
     def sparsity_on_disk(self) -> float:
         """Removed weights and zeros over the weights in scope, from the written files."""
-        layers = count_written(self.written, self.scope)
+        layers = count_written(self.written, self.stage, range(self.written.num_layers))
         planned = [layer.in_scope for layer in self.budget.layers]
         gone = sum(n - found.weights + found.zeros for n, found in zip(planned, layers, strict=True))
         return gone / self.budget.in_scope
@@ -124,7 +124,7 @@ def test_asked_sparsity_is_counted_on_disk(
     """Experts first, then weights, every family: a stage that skipped fused experts would show at once."""
     pruned = Pruned(checkpoint, tokens_BT, tmp_path / "out", 0.5, experts=FIFTH, weights=pruner, allocation=allocation)
     assert pruned.sparsity_on_disk() == pytest.approx(0.5, abs=0.001)
-    assert len({layer.num_experts for layer in count_written(pruned.written, "decoder")}) > 1  # unequal layers
+    assert len({layer.num_experts for layer in pruned.written.outlines}) > 1  # unequal layers
 
 
 @pytest.mark.parametrize("scope", ["experts", "decoder", "model"])

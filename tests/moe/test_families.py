@@ -274,7 +274,7 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
     writer.finish()
 
     written = Checkpoint(tmp_path / "written", None)
-    counts = count_written(written, "decoder")
+    counts = count_written(written, stage, range(written.num_layers))
     assert [count.num_experts for count in counts] == [
         4 if index in cut else number for index, number in enumerate(LAYERS[name])
     ]

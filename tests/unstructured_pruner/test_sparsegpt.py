@@ -208,7 +208,7 @@ class Run:
     """The weight stage, walked over a checkpoint and written."""
 
     def __init__(self, source: Checkpoint, tokens_BT: Tensor, out: Path, experts_at_once: int | None):
-        stage = WeightStage(sparsegpt(experts_at_once=experts_at_once, block_size=8), "decoder")
+        self.stage = stage = WeightStage(sparsegpt(experts_at_once=experts_at_once, block_size=8), "decoder")
         counts = {i: 6 for i in range(source.num_layers) if source.outline(i).is_moe}
         budget = budget_of(source, counts, 0.5, "decoder", True)
         owl = OWL(**settings_of("allocation/owl") | {"outlier_multiple": 3.0})
@@ -226,7 +226,7 @@ def test_asked_sparsity_is_counted_on_disk(checkpoint: Checkpoint, tokens_BT: Te
     """Every family, with a ratio for each layer; 16 inputs and more, so every matrix has several blocks."""
     run = Run(checkpoint, tokens_BT, tmp_path / "out", 8)
     assert len({ratio.rest for ratio in run.ratios}) > 1
-    layers = count_written(run.written, "decoder")
+    layers = count_written(run.written, run.stage, range(run.written.num_layers))
     gone = sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers)
     assert gone == pytest.approx(0.5, abs=0.001)
     for name, weight_OC in run.weights().items():
