@@ -1,27 +1,30 @@
 """What a run has finished, recorded as it goes: a run that was killed goes on from there.
 
-A record is a line of JSON, written when all that it speaks of is on disk. The first says what the run is made of; each
-of the others is of a stage of the run, and of `prune` there is one for every layer.
+A record is a line of JSON, written when all that it speaks of is on disk. The first says what the run is made of; the
+others are of a stage of the run, of `prune` one for every layer, or name files before they are written: those are the
+run's own, and it removes and writes over no others. Each line has a checksum over itself and all before it.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from stun_exp.allocation.ratios import LayerRatios
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.shards import INDEX, Shard, digest_of, not_written, sync_folder
+from stun_exp.code import components, digests
+from stun_exp.disk.files import digest_of, not_written, write_file
+from stun_exp.disk.shards import Shard
+from stun_exp.ownership import check_free
 from stun_exp.progress import console
 from stun_exp.report.ledger import Cost
 from stun_exp.report.seen import Seen
@@ -31,6 +34,8 @@ JOURNAL = "journal.jsonl"
 WITHOUT_EFFECT = {"name", "tracker", "save", "dry_run", "resume", "eval", "skipping", "export", "stream", "cache"}
 """Settings that cannot change the pruned weights: an interrupted run may go on with others."""
 VERSIONS = ("stun-exp", "torch", "transformers")
+MAKES_WEIGHTS = [f"stun_exp.{stage}_stage" for stage in ("allocation", "recovery", "weight")] + ["stun_exp.stages"]
+"""The modules, besides the run's components, whose code makes the pruned weights."""
 T = TypeVar("T")
 
 
@@ -81,24 +86,44 @@ class Spent:
 class Journal:
     """The records in a run's folder."""
 
-    def __init__(self, out: Path, made_of: Mapping[str, Any], anew: bool):
-        """Goes on with the records that are there, or `anew` without; ValueError if they are of another run."""
+    def __init__(self, out: Path, made_of: Mapping[str, Any], anew: bool, names: Iterable[str] = ()):
+        """Goes on with the records that are there, or `anew` without; ValueError if they are of another run.
+
+        `names` are the files that the run is going to write, by their names in the folder.
+        """
         self.file = out / JOURNAL
         self._before: dict[str, Spent] = {}
-        if anew:
-            self.file.unlink(missing_ok=True)
-        self._records, self._size = _read(self.file)
+        self._records, self._end = read_records(self.file, torn=anew)
+        self.own = {name for record in self._records for name in record.get("writes", ())}
         self._since = time.monotonic()
-        if not self._records:
-            self._append({"made_of": made_of})
-            sync_folder(out)
-        elif differences := _differences(self._records[0]["made_of"], made_of):
+        if anew or not self._records:
+            self._begin(made_of, names)
+            return
+        if differences := _differences(self._records[0]["made_of"], made_of):
             raise ValueError(
                 f"hydra.run.dir={out} holds an interrupted run that differs: {'; '.join(differences)}; go on as it was "
                 "begun, choose another folder, or pass resume=restart to throw away what it has done"
             )
-        else:
-            console.print(f"goes on with the interrupted run in {out}", soft_wrap=True)
+        console.print(f"goes on with the interrupted run in {out}", soft_wrap=True)
+        self.claim(names)
+
+    def _begin(self, made_of: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Writes the first records in the place of all others; what runs wrote here before stays their own."""
+        left = {name for name in self.own if (self.file.parent / name).exists()}
+        self._records, self._end, self.own = [], End(0, ""), left | set(names)
+        lines = []
+        for record in ({"made_of": made_of}, {"writes": sorted(self.own)}):
+            line, self._end = _line(record, self._end)
+            lines.append(line)
+        write_file(self.file, lines)
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Says that files are going to be written; ValueError if one is there that no run has written."""
+        new = set(names) - self.own
+        check_free(self.file.parent, new)
+        if new:
+            self._append({"writes": sorted(new)})
+            self.own |= new
 
     def add(self, stage: str, value: Any, forward_passes: float = 0.0) -> None:
         """Records a dataclass; what it speaks of must be on disk."""
@@ -159,35 +184,35 @@ class Journal:
         return TypeAdapter(kind).validate_python(record["value"])
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record).encode() + b"\n"
+        line, end = _line(record, self._end)
         try:
             with self.file.open("ab") as handle:
-                handle.truncate(self._size)  # of a line whose writing was cut off
+                handle.truncate(self._end.size)  # of a line whose writing was cut off
                 handle.write(line)
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
             raise not_written(self.file, error) from error
-        self._size += len(line)
+        self._end = end
 
 
 def made_of(
-    config: Mapping[str, Any], checkpoint: Checkpoint, device: torch.device, tokens_sha256: str, training_NT: Tensor
+    config: Mapping[str, Any],
+    identity: Mapping[str, str],
+    device: torch.device,
+    tokens_sha256: str,
+    training_NT: Tensor,
 ) -> dict[str, Any]:
-    """All that the pruned weights depend on, by name: settings, source, text, versions.
-
-    Of the source's weights only the names and sizes of the files, and the index: all of their bytes would take as long
-    to read as the run.
-    """
-    files = sorted(set(checkpoint.files.values()))
+    """All that the pruned weights depend on, by name: settings, code, source, text, versions."""
+    settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     return {
-        **_flat({key: value for key, value in config.items() if key not in WITHOUT_EFFECT}),
+        **_flat(settings),
+        **{f"code of {module}": digest for module, digest in digests([*MAKES_WEIGHTS, *components(settings)]).items()},
         **{f"version of {package}": version(package) for package in VERSIONS},
         "device": device.type,
         "calibration tokens": tokens_sha256,
         "training tokens": sha256(training_NT.numpy().tobytes()).hexdigest(),
-        **{f"checksum of {name}": digest_of(checkpoint.path / name) for name in ("config.json", INDEX)},
-        **{f"size and time of {file.name}": [(about := file.stat()).st_size, about.st_mtime_ns] for file in files},
+        **{f"checksum of {name}": digest for name, digest in identity.items()},
     }
 
 
@@ -203,18 +228,61 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
-def _read(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records in a file, none if it is not there, and the bytes that they take; ValueError if one is damaged."""
-    if not file.exists():
-        return [], 0
-    content = file.read_bytes()
-    *lines, cut_off = content.split(b"\n")  # a line ends when it is whole: after the last end there is nothing, or half
-    records = []
+class End(NamedTuple):
+    """Where the whole lines of a journal end, and the checksum of the last."""
+
+    size: int
+    sha256: str
+
+
+def _line(record: Mapping[str, Any], end: End) -> tuple[bytes, End]:
+    """A record as the line that follows those up to `end`, and where it ends."""
+    checksum = _checksum(record, end)
+    line = json.dumps({"sha256": checksum, "record": record}).encode() + b"\n"
+    return line, End(end.size + len(line), checksum)
+
+
+def _checksum(record: Any, end: End) -> str:
+    return sha256((end.sha256 + json.dumps(record)).encode()).hexdigest()
+
+
+def read_records(file: Path, torn: bool = False) -> tuple[list[dict[str, Any]], End]:
+    """The records in a file, none if it is not there, and where they end.
+
+    ValueError if a line is not as it was written, unless it is `torn`: then those before it count. ValueError too for a
+    file that no run has written.
+    """
+    end, records = End(0, ""), list[dict[str, Any]]()
+    if not file.is_file():
+        if file.is_symlink() or file.exists():
+            raise ValueError(f"{file}: is no regular file; choose another folder with hydra.run.dir=DIR")
+        return records, end
+    *lines, cut_off = file.read_bytes().split(b"\n")  # behind the end of the last whole line there is nothing, or half
     for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(
-                f"{file}, line {number}: damaged ({error}); pass resume=restart to throw away what the run has done"
-            ) from error
-    return records, len(content) - len(cut_off)
+        record = _record(line, end)
+        if (record is None and number == 1) or (record and (number == 1) != ("made_of" in record)):
+            raise ValueError(f"{file}: is no journal of a run as this version writes it; choose another folder")
+        if record is None and torn:
+            return records, end
+        if record is None:
+            raise ValueError(f"{file}, line {number}: damaged; pass resume=restart to throw away what the run has done")
+        records.append(record)
+        end = End(end.size + len(line) + 1, _checksum(record, end))
+    if not lines and not _BEGINNING.startswith(cut_off[: len(_BEGINNING)]):
+        raise ValueError(f"{file}: is no journal of a run as this version writes it; choose another folder")
+    return records, end
+
+
+def _record(line: bytes, end: End) -> dict[str, Any] | None:
+    """What a line that follows those up to `end` holds; None if it is not as it was written."""
+    try:
+        whole = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(whole, dict) or not isinstance(whole.get("record"), dict):
+        return None
+    record: dict[str, Any] = whole["record"]
+    return record if whole.get("sha256") == _checksum(record, end) else None
+
+
+_BEGINNING = b'{"sha256": "'

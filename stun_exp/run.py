@@ -1,6 +1,5 @@
 """One run, top to bottom: checkpoint -> experts -> weights -> written checkpoint -> benchmarks -> report."""
 
-import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -9,41 +8,41 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
-from transformers import AutoTokenizer
 
 from stun_exp.allocation_stage import layer_ratios
-from stun_exp.beforehand import check_length, known_at_once, known_of
-from stun_exp.budget import Budget, budget_of, expected_counts
+from stun_exp.budget import budget_of, weights_ratio
 from stun_exp.cache import Store
-from stun_exp.calibration import decoder_start
 from stun_exp.config import Point
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.shards import Shard, write_file
-from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.disk.files import digest_of, write_file
+from stun_exp.disk.shards import Shard
+from stun_exp.disk.writer import CARD, CheckpointWriter, check_space
 from stun_exp.evaluation_stage import check_backend, evaluate
 from stun_exp.export.protocol import Pruned as PrunedModel
-from stun_exp.finished import fingerprint_of, is_finished, is_over
+from stun_exp.finished import is_over, kept_files, run_code
 from stun_exp.gathering import settings_of
-from stun_exp.journal import Allocated, FinishedLayer, Journal, Recovered, made_of
+from stun_exp.journal import Allocated, FinishedLayer, Journal, Recovered
 from stun_exp.known import DenseInputs, Known, calibrated_on
 from stun_exp.lock import alone_in
 from stun_exp.moe.plan import Plan, plan_json, retained_experts, router_digest
 from stun_exp.nf4 import as_quantised
+from stun_exp.opening import names_of, open_inputs
+from stun_exp.ownership import remove
+from stun_exp.preflight import known_of
 from stun_exp.progress import console
-from stun_exp.recovery_stage import PrunedOnDisk, training_sequences
+from stun_exp.recovery_stage import PrunedOnDisk
 from stun_exp.report.card import command_of, model_card
-from stun_exp.report.dry_run import print_budget
 from stun_exp.report.ledger import Ledger, provenance, write_json, write_samples
 from stun_exp.report.schema import SCHEMA
 from stun_exp.report.seen import LayerDiagnostics
 from stun_exp.report.tables import results_table
-from stun_exp.stages import check_pattern, plan_experts
+from stun_exp.source_zeros import check_allocated
+from stun_exp.stages import plan_experts
 from stun_exp.stream import Held, Step, Walk, as_it_is
-from stun_exp.thresholds import gate_statistics, layer_thresholds, skipping_json
+from stun_exp.thresholds import layer_thresholds, skipping_json
 from stun_exp.tracking import harmless
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.verification import count_written, measured_sparsity, off_target, prove_it_runs
-from stun_exp.weight_stage import Pruned, PrunedLayer, Pruning, WeightStage, prune_layers, warnings_of
+from stun_exp.weight_stage import Pruned, PrunedLayer, Pruning, prune_layers, warnings_of
 
 
 def run(
@@ -86,52 +85,33 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
     store = Store(settings.cache, ledger.warn)
 
     with ledger.stage("open"):
-        checkpoint: Checkpoint = settings.model.open(settings.stream.scratch(out))
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=settings.model.trust_remote_code)
-        start = decoder_start(checkpoint.config)
-        tokens = settings.calibration.drawn(tokenizer, settings.seed, start, checkpoint.identity(), store)
-        training_NT = training_sequences(
-            settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences
-        )
-        ingredients = made_of(config, checkpoint, device, tokens.sha256, training_NT)
-        fingerprint = fingerprint_of(ingredients, config)
-        if settings.resume == "continue" and not settings.dry_run and is_finished(out, fingerprint, keep):
-            console.print(f"{out}: finished earlier with these settings, nothing to do", soft_wrap=True)
-            if not keep:  # it was stopped on its last step
-                shutil.rmtree(out / "checkpoint", ignore_errors=True)
-            return
-        benchmarks = settings.eval.prepare()
-        gates = gate_statistics(settings.skipping, checkpoint)
-        check_backend(benchmarks, checkpoint, in_nf4, bool(gates))
-        check_length(settings.calibration, checkpoint)
-        for warning in known_at_once(checkpoint, benchmarks, bool(gates), in_nf4):
-            ledger.warn(warning)
-        stage = WeightStage(pruner, scope)
-        check_pattern(checkpoint, stage)
-        # The same totals whichever experts go, so what cannot be met is known before anything is run.
-        counts = expected_counts(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
-        budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
-        ratio = _weights_ratio(budget, pruner)
-        settings.export.check(checkpoint, getattr(settings.expert_pruner, "ratio", 0.0))
-    if settings.dry_run:
-        print_budget(checkpoint, budget, ratio, tokens.num_tokens)
+        opened = open_inputs(point, device, store, ledger.warn)
+    if opened is None:
         return
+    if opened.finished:
+        console.print(f"{out}: finished earlier with these settings, nothing to do", soft_wrap=True)
+        if not keep:  # it was stopped on its last step
+            remove(out, opened.own_in("checkpoint"))
+        return
+    checkpoint, tokenizer, tokens, benchmarks = opened.checkpoint, opened.tokenizer, opened.tokens, opened.benchmarks
+    stage, gates = opened.stage, opened.gates
 
     anew = is_over(out) or settings.resume == "restart"
-    journal = Journal(out, ingredients, anew)
+    journal = Journal(out, opened.ingredients, anew, names_of(checkpoint))
     if anew:
-        shutil.rmtree(out / "recovery", ignore_errors=True)
-        (out / "report.json").unlink(missing_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        remove(out, ["report.json", *opened.own_in("checkpoint"), *opened.own_in("recovery")])
+    write_file(out / "config.yaml", [yaml.safe_dump(config, sort_keys=False).encode()])
     found = journal.found_in(out / "checkpoint", ledger.warn)
-    writer = CheckpointWriter(checkpoint, out / "checkpoint", found.shards)
+    whole = {f"checkpoint/{shard.name}" for shard in found.shards.values()}
+    remove(out, [name for name in opened.own_in("checkpoint") if name not in whole])
+    check_space(checkpoint, out, found.shards)
 
     spill = settings.stream.spill(out)
 
     def walk(what: str, plan: Plan | None = None, runs: bool = True, **more: Any) -> Walk:
         return Walk(checkpoint, tokens.batches_BT, device, what, plan, runs, tokens.targets_BT, held, spill, **more)
 
-    known = Known(store, calibrated_on(checkpoint, tokens, in_nf4, device))
+    known = Known(store, calibrated_on(checkpoint, opened.identity, tokens, in_nf4, device))
 
     with ledger.stage("experts") as cost:
         plan = journal.find("experts", Plan)
@@ -144,6 +124,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         for warning in known_of(plan, checkpoint):
             ledger.warn(warning)
         settings.export.check_plan(checkpoint, plan)
+        journal.claim(plan.files)
         routers = {i.layer: router_digest(checkpoint.read_router_rows(i.layer)) for i in plan.layers}
         write_json(out / "plan.json", plan_json(plan, routers))
         write_json(out / "retained_experts.json", retained_experts(plan, checkpoint.config.model_type))
@@ -152,7 +133,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         counts = {layer.layer: len(layer.groups) for layer in plan.layers}
         check_backend(benchmarks, checkpoint, in_nf4, bool(gates), counts.values())
         budget = budget_of(checkpoint, counts, settings.sparsity, scope, pruner.attention)
-        ratio = _weights_ratio(budget, pruner)
+        ratio = weights_ratio(budget, pruner)
     with ledger.stage("allocate") as cost:
         allocated = journal.find("allocate", Allocated)
         if allocated is None:
@@ -167,6 +148,9 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
             ledger.warn(warning)
         if ratio == 0 and settings.allocation.measures:
             ledger.warn("the allocation has no effect: the weight stage has nothing to prune")
+        if settings.allocation.exact and not fixed_ratio(pruner.pattern) and pruner.prunes:
+            check_allocated(opened.zeros, budget, plan, allocated.layers, opened.source_zeros)
+    writer = CheckpointWriter(checkpoint, out / "checkpoint", found.shards)
     with ledger.stage("prune") as cost:
         pruning = walk("pruning", plan, stage.needs_data and ratio > 0)
         one_batch = None
@@ -193,16 +177,16 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
     with ledger.stage("recover"):
         recovery = found.recovery.result if found.recovery else None
         if recovery is None:
-            to_train = PrunedOnDisk(checkpoint, plan, out, device, training_NT, settings.seed, ledger.warn)
+            to_train = PrunedOnDisk(checkpoint, plan, out, device, opened.training_NT, settings.seed, ledger.warn)
             recovery = settings.recovery.recover(to_train)
             if recovery is not None:
                 journal.add("recover", Recovered(recovery, writer.rehash()))
     with ledger.stage("verify"):
-        written = Checkpoint(out / "checkpoint", None, settings.stream.scratch(out))
-        on_disk = count_written(written, scope)
-        sparsity = measured_sparsity(budget, on_disk, pruned, settings)
+        written = settings.model.written(out / "checkpoint", settings.stream.scratch(out))
+        on_disk = count_written(written, stage, {index for index, layer in enumerate(pruned) if layer.ratio})
+        sparsity = measured_sparsity(budget, on_disk, pruned, settings, opened.zeros, opened.source_zeros)
         prove_it_runs(Walk(written, tokens.batches_BT[:1], device, "reloading", targets_BT=tokens.targets_BT[:1]))
-        for warning in off_target(settings, sparsity["achieved"], sparsity["weights_ratio"]):
+        for warning in off_target(settings, sparsity["achieved"], sparsity["weights_ratio"], opened.source_zeros):
             ledger.warn(warning)
     with ledger.stage("export"):
         made = PrunedModel(
@@ -225,7 +209,8 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         cost.forward_passes = gating.forward_passes
     with ledger.stage("evaluate") as cost:
         betas = {index: threshold.beta for index, threshold in thresholds.items()}
-        weights = written.identity({shard.name: shard.sha256 for shard in writer.shards.values()})
+        digests = {out / "checkpoint" / shard.name: shard.sha256 for shard in writer.shards.values()}
+        weights = written.identity(lambda file: digests.get(file) or str(digest_of(file)))
         measured = evaluate(benchmarks, written, weights, tokenizer, device, in_nf4, betas, store)
         cost.cached_seconds = measured.cached_seconds
         for warning in measured.warnings:
@@ -236,8 +221,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
     with ledger.stage("baseline") as cost:
         unpruned = None
         if benchmarks.baseline:
-            whole = checkpoint.identity()
-            unpruned = evaluate(benchmarks, checkpoint, whole, tokenizer, device, in_nf4, {}, store)
+            unpruned = evaluate(benchmarks, checkpoint, opened.identity, tokenizer, device, in_nf4, {}, store)
             cost.cached_seconds = unpruned.cached_seconds
             write_samples(out / "baseline_samples.jsonl", unpruned.samples)
 
@@ -248,7 +232,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         "schema": SCHEMA,
         "name": settings.name,
         "seed": settings.seed,
-        "fingerprint": fingerprint,
+        "fingerprint": opened.fingerprint,
         "choices": dict(choices),
         "settings": config,
         "model": {
@@ -268,17 +252,13 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         "baseline": unpruned and {"metrics": {key: asdict(metric) for key, metric in unpruned.metrics.items()}},
         "cost": ledger.cost(),
         "warnings": ledger.warnings,
-        "provenance": provenance(device, tokens.sha256),
+        "provenance": provenance(device, tokens.sha256) | {"code": run_code(config)},
     }
     write_json(out / "sparsity.json", sparsity)
     if keep:
-        write_file(out / "checkpoint" / "README.md", [model_card(report, command_of(out)).encode()])
+        write_file(out / "checkpoint" / CARD, [model_card(report, command_of(out)).encode()])
+        journal.add("kept", kept_files(out, lambda file: digests.get(file) or str(digest_of(file))))
     write_json(out / "report.json", report)
     if not keep:
-        shutil.rmtree(out / "checkpoint")
+        remove(out, [name for name in journal.own if name.startswith("checkpoint/")])
     results_table([report]).show()
-
-
-def _weights_ratio(budget: Budget, pruner: Any) -> float:
-    """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
-    return (fixed_ratio(pruner.pattern) or budget.weights_ratio()) if pruner.prunes else 0.0

@@ -14,6 +14,7 @@ import torch
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.calibration import CalibrationTokens
 from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.disk.files import digest_of
 from stun_exp.disk.shards import Shard
 from stun_exp.disk.writer import CheckpointWriter
 from stun_exp.journal import JOURNAL, Allocated, FinishedLayer, Journal, Recovered, made_of
@@ -78,7 +79,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_written_over(tmp_path: Path, kep
 
 
 def test_a_journal_whose_first_line_was_cut_off_is_a_new_one(tmp_path: Path) -> None:
-    (tmp_path / JOURNAL).write_bytes(b'{"made_of": {"spar')
+    (tmp_path / JOURNAL).write_bytes(b'{"sha256": "0a3')
     Journal(tmp_path, RUN, anew=False)
     Journal(tmp_path, RUN, anew=False)
 
@@ -94,7 +95,7 @@ def test_a_record_without_room_is_told_and_the_rest_stays(tmp_path: Path, monkey
         with pytest.raises(OSError, match=r"journal\.jsonl: could not be written \(No space left on device\)"):
             journal.add("experts", PLAN)
     journal.add("experts", PLAN)
-    assert len((tmp_path / JOURNAL).read_text().splitlines()) == 2
+    assert len((tmp_path / JOURNAL).read_text().splitlines()) == 3
 
 
 def test_a_run_that_differs_is_refused_and_the_differences_named(tmp_path: Path) -> None:
@@ -175,8 +176,8 @@ def of(mixtral_copy: Path) -> Callable[..., dict[str, Any]]:
     def make(config: dict[str, Any] | None = None, tokens: str = "a", device: str = "cpu") -> dict[str, Any]:
         settings = {"seed": 0, "name": "x", "model": {"path": "p", "dimensions": {"a": [1]}}} | (config or {})
         text = CalibrationTokens([], tokens)
-        checkpoint = Checkpoint(mixtral_copy, None)
-        return made_of(settings, checkpoint, torch.device(device), text.sha256, torch.zeros(0, 4, dtype=torch.int64))
+        identity = Checkpoint(mixtral_copy, None).identity(lambda file: str(digest_of(file)))
+        return made_of(settings, identity, torch.device(device), text.sha256, torch.zeros(0, 4, dtype=torch.int64))
 
     return make
 
@@ -197,12 +198,63 @@ def test_all_that_moves_the_weights_is_named(of: Callable[..., dict[str, Any]]) 
     assert changed(config={"name": "y", "save": True, "eval": {"limit": 3}, "resume": "restart"}) == set()
 
 
-def test_the_source_is_known_by_config_index_sizes_and_times(
-    of: Callable[..., dict[str, Any]], mixtral_copy: Path
-) -> None:
+def test_the_source_is_known_by_its_content(of: Callable[..., dict[str, Any]], mixtral_copy: Path) -> None:
+    """Not by sizes and times: a copy that has others is the same model, and one that has the same may be another."""
     whole = of()
-    about = (mixtral_copy / "model.safetensors").stat()
-    assert whole["size and time of model.safetensors"] == [about.st_size, about.st_mtime_ns]
+    os.utime(mixtral_copy / "model.safetensors")
+    assert of() == whole
+    content = bytearray((mixtral_copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (mixtral_copy / "model.safetensors").write_bytes(content)
+    assert of()["checksum of model.safetensors"] != whole["checksum of model.safetensors"]
     config = json.loads((mixtral_copy / "config.json").read_text())
     (mixtral_copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     assert of()["checksum of config.json"] != whole["checksum of config.json"]
+
+
+# --- what a journal is worth
+
+
+def test_a_journal_that_was_edited_is_not_trusted(tmp_path: Path) -> None:
+    """To other valid values: the plan would have been carried out."""
+    journal = Journal(tmp_path, RUN, anew=False)
+    journal.add("experts", PLAN)
+    journal.add("allocate", RATIOS)
+    text = (tmp_path / JOURNAL).read_text()
+    (tmp_path / JOURNAL).write_text(text.replace("[0, 3]", "[2, 3]", 1))
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 3: damaged; pass resume=restart"):
+        Journal(tmp_path, RUN, anew=False)
+    assert Journal(tmp_path, RUN, anew=True).find("experts", Plan) is None
+
+
+def test_a_line_that_is_missing_or_moved_is_noticed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, RUN, anew=False)
+    journal.add("experts", PLAN)
+    journal.add("allocate", RATIOS)
+    lines = (tmp_path / JOURNAL).read_text().splitlines(keepends=True)
+    for changed in (lines[:2] + lines[3:], [*lines[:2], lines[3], lines[2]], lines + lines[3:]):
+        (tmp_path / JOURNAL).write_text("".join(changed))
+        with pytest.raises(ValueError, match=r"journal\.jsonl, line \d: damaged"):
+            Journal(tmp_path, RUN, anew=False)
+
+
+@pytest.mark.parametrize("content", ["mine\n", "mine", '{"made_of": {}}\n', "[]\n", "\xff\xfe\n"])
+def test_a_file_that_is_no_journal_is_kept(tmp_path: Path, content: str) -> None:
+    """Also where a run begins anew, which puts its own in the journal's place."""
+    (tmp_path / JOURNAL).write_text(content, encoding="latin-1")
+    for anew in (False, True):
+        with pytest.raises(ValueError, match=r"is no journal of a run as this version writes it"):
+            Journal(tmp_path, RUN, anew)
+    assert (tmp_path / JOURNAL).read_text(encoding="latin-1") == content
+
+
+def test_files_are_named_before_they_are_written(tmp_path: Path) -> None:
+    """And stay a run's own when it begins anew, as long as they are there."""
+    journal = Journal(tmp_path, RUN, anew=False, names=["a"])
+    journal.claim(["b"])
+    (tmp_path / "b").write_text("")
+    assert Journal(tmp_path, RUN, anew=False).own == {"a", "b"}
+    assert Journal(tmp_path, RUN, anew=True, names=["c"]).own == {"b", "c"}
+    (tmp_path / "theirs").write_text("")
+    with pytest.raises(ValueError, match=r"theirs: the run is to write there, and no run has written that file"):
+        Journal(tmp_path, RUN, anew=False).claim(["theirs"])

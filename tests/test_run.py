@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.load import load_pruned
-from stun_exp.finished import is_finished
 
 Runner = Callable[..., dict[str, Any]]
 
@@ -177,13 +176,59 @@ def test_what_is_finished_is_not_done_again(runner: Runner, tmp_path: Path, monk
 
 def test_a_finished_run_whose_checkpoint_is_gone_is_done_again(runner: Runner, tmp_path: Path) -> None:
     """Whatever keeps it, save=true or an export."""
-    fingerprint = runner("save=true")["fingerprint"]
-    assert is_finished(tmp_path / "run", fingerprint, keep=True)
-    rmtree(tmp_path / "run/checkpoint")
-    assert not is_finished(tmp_path / "run", fingerprint, keep=True)
-    assert is_finished(tmp_path / "run", fingerprint, keep=False)
     runner("save=true")
-    assert (tmp_path / "run/checkpoint").is_dir()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run/checkpoint").iterdir()}
+    rmtree(tmp_path / "run/checkpoint")
+    report = runner("save=true")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run/checkpoint").iterdir()} == before
+    assert any("the run was finished, and this is gone; it is made again" in text for text in report["warnings"])
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00004.safetensors", "config.json", "model.safetensors.index.json"])
+def test_a_finished_run_that_lost_a_file_makes_it_again(runner: Runner, tmp_path: Path, name: str) -> None:
+    runner("save=true")
+    file = tmp_path / "run/checkpoint" / name
+    content = file.read_bytes()
+    file.unlink()
+    runner("save=true")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00004.safetensors", "config.json"])
+@pytest.mark.parametrize("cut", [2, None])
+def test_a_finished_runs_file_that_was_changed_is_told_and_stays(
+    runner: Runner, tmp_path: Path, name: str, cut: int | None
+) -> None:
+    """Cut to two bytes, or of the same size with another last byte: it was "finished earlier, nothing to do"."""
+    runner("save=true")
+    file = tmp_path / "run/checkpoint" / name
+    content = file.read_bytes()[:cut] if cut else file.read_bytes()[:-2] + b"?\n"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: the run that finished here wrote"):
+        runner("save=true")
+    assert file.read_bytes() == content
+
+
+def test_a_report_that_a_power_cut_emptied_is_written_again(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint was advised to be deleted; what the journal holds is all there."""
+    runner("save=true")
+    (tmp_path / "run/report.json").write_text("")
+    monkeypatch.setattr("stun_exp.weight_stage.WeightStage.prune_", lambda *_: pytest.fail("a layer was pruned again"))
+    assert runner("save=true")["sparsity"]["achieved"]
+
+
+def test_a_method_that_was_edited_makes_its_runs_anew(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was finished earlier, and there was nothing to do."""
+    first = runner()
+    assert runner() == first
+    edited = dict(first["provenance"]["code"]) | {"stun_exp.unstructured_pruner.wanda": "0" * 16}
+    for place in ("finished", "journal"):
+        monkeypatch.setattr(f"stun_exp.{place}.digests", lambda modules: edited)
+    assert runner()["fingerprint"] != first["fingerprint"]
 
 
 def test_dry_run_reads_no_weight(
