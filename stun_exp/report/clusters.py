@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from stun_exp.report.files import read_regular
+
 Clusters = Sequence[Sequence[int]]
 
 LABORATORY = "run with expert_pruner.laboratory=true"
@@ -51,7 +53,7 @@ def read_runs(folder: Path) -> list[ClusteredRun]:
     runs = []
     for file in files:
         name = file.parent.relative_to(folder).as_posix()
-        content = json.loads(file.read_text())
+        content = json.loads(read_regular(file))
         runs.append(
             ClusteredRun(
                 folder.resolve().name if name == "." else name, file.parent, content["settings"], content["layers"]
@@ -108,12 +110,14 @@ def stability(group: Sequence[ClusteredRun]) -> list[dict[str, Any]]:
 
 def write_agreement(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:
     """Writes agreement.json; what was written."""
+    from stun_exp.disk.shards import write_file  # late: it takes torch along
+
     content = {
         "runs": [{"run": run.name, "layers": agreement(run)} for run in runs],
         "stability": [{"runs": [run.name for run in group], "layers": stability(group)} for group in repeated(runs)],
     }
     file = folder / "agreement.json"
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    write_file(file, [(json.dumps(content, indent=1) + "\n").encode()])
     return [f"wrote {file}"]
 
 
