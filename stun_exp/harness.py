@@ -87,7 +87,9 @@ def load(benchmark: "Benchmark") -> Loaded:
 
 def measure(benchmark: "Benchmark", loaded: Loaded, lm: Any, limit: int | None) -> Figures:
     import lm_eval
+    from lm_eval import evaluator
 
+    evaluator.get_git_commit_hash = lambda: None  # of the folder where a run is started; outside git it complains
     own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
     results = lm_eval.simple_evaluate(
         model=lm,
