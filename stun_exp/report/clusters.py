@@ -140,18 +140,30 @@ def draw(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:
         ]
         for name, figure, lacking in plans:
             file = run.folder / f"{name}.png"
-            if lacking:
-                file.unlink(missing_ok=True)  # of an earlier run in this folder
-            else:
+            if lacking and figures.is_ours(file):
+                file.unlink()  # of an earlier run in this folder
+            lacking = lacking or _in_the_way(file)
+            if not lacking:
                 figure(run, file)
             said.append(f"{file}: not drawn, {lacking}" if lacking else f"wrote {file}")
     groups = repeated(runs)
     for number, group in enumerate(groups):
         file = folder / ("stability.png" if len(groups) == 1 else f"stability-{number}.png")
         names = ", ".join(run.name for run in group)
+        if why := _in_the_way(file):
+            said.append(f"{file}: not drawn, {why}")
+            continue
         figures.indices(stability(group), f"agreement between runs {names}, of equal settings", file)
         said.append(f"wrote {file}")
     return said
+
+
+def _in_the_way(file: Path) -> str:
+    """Why a figure cannot be drawn into a file, "" if it can: somebody's file is there."""
+    from stun_exp.report.cluster_figures import is_ours
+
+    is_there = file.is_symlink() or file.exists()
+    return "a file that stun-clusters has not drawn is there; move it away" if is_there and not is_ours(file) else ""
 
 
 def _draw_agreement(run: ClusteredRun, file: Path) -> None:
