@@ -164,14 +164,15 @@ def _write_report(run: Any, report: Path) -> None:
     import wandb
 
     logged: dict[str, Any] = {}
-    for file in sorted(report.glob("tables/*.csv")):
+    files = [file for file in sorted(report.rglob("*")) if file.is_file()]
+    for file in (file for file in files if file.match("tables/*.csv")):
         with file.open(newline="") as lines:
             rows = [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(lines)]
         logged[f"tables/{file.stem}"] = _table(rows)
-    for file in sorted(report.rglob("*.png")):
+    for file in (file for file in files if file.suffix == ".png"):
         logged[file.relative_to(report).with_suffix("").as_posix()] = wandb.Image(str(file), caption=file.stem)
     run.log(logged)
-    _add_files(run, [file for file in sorted(report.rglob("*")) if file.is_file()], report)
+    _add_files(run, files, report)
 
 
 def _scalars(nested: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from errno import EINVAL
 from math import isfinite
 from pathlib import Path
 from stat import S_ISREG
@@ -22,7 +23,7 @@ def find(folder: Path, name: str) -> list[Path]:
 def read_regular(file: Path) -> bytes:
     """The content of a file; OSError for what is none, such as a pipe, which would keep its reader waiting."""
     if not S_ISREG(file.stat().st_mode):
-        raise OSError(f"{file}: not a regular file")
+        raise OSError(EINVAL, "not a regular file", str(file))
     return file.read_bytes()
 
 

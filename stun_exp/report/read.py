@@ -42,7 +42,8 @@ def read_runs(places: Sequence[Path]) -> Found:
             try:
                 content = read_json(file)
             except (ValueError, OSError) as error:  # ValueError: no JSON, or no UTF-8
-                skipped.append(f"{file}: cannot be read ({str(error) or type(error).__name__})")
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                skipped.append(f"{file}: cannot be read ({why})")
                 continue
             for number, run in enumerate(_runs(content, file)):
                 if why := unusable(run.report):

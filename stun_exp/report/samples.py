@@ -39,7 +39,7 @@ def read_samples(folder: Path, metrics: Collection[str]) -> Mapping[str, Items] 
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ValueError(f"{folder / SAMPLES}: cannot be read ({error})") from error
+        raise ValueError(f"{folder / SAMPLES}: cannot be read ({error.strerror})") from error
     wanted = {tuple(key.split("/", 1)): list[tuple[tuple[str, int, str], float]]() for key in metrics}
     try:
         lines = content.decode().splitlines()

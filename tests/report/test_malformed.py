@@ -20,7 +20,7 @@ from stun_exp.report.schema import unusable
 Make = Callable[..., dict[str, Any]]
 DELETED = object()
 WRONG: tuple[Any, ...] = (
-    DELETED, None, True, -1, 0.5, 10**400, 1e308, nan, inf, "x", "NaN", "\ud800", "", [], [None], {}, {"x": {"y": []}},
+    DELETED, None, True, -1, 10**400, 1e308, nan, inf, "x", "NaN", "\ud800", [], [None], {}, {"x": {"y": []}},
 )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_a_report_that_is_wrong_in_one_place_is_used_or_named(
             for part in _parts(one, "model"):
                 text = part.table.markdown()
                 text.encode()
-            if number % 61 == 0:  # each of the values in turn: drawing takes ten times as long
+            if number % 97 == 0:  # each of the values in turn: drawing takes ten times as long
                 draw_figures(one.reports, "figures")
     assert used > 100
     assert named > 1000
