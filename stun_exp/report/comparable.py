@@ -36,7 +36,8 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
     What would spoil a comparison within a set without being seen is refused, all of it at once (ValueError): another
     scope, limit, batch size, backend or lm-eval; of a benchmark other versions, shots or numbers of items; other
     calibration tokens with the same seed, unless a setting of the calibration tells them apart in a column of its own;
-    other figures for a run that is otherwise the same; and other code or libraries within a row.
+    other figures for a run that is otherwise the same; another number of layers; and within a row other code or
+    libraries.
     """
     together: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
@@ -46,7 +47,7 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
         heading = _heading(kind, list(together))
         repeated, doubtful = _repeats(members)
         kept = [run for run in members if run.where not in repeated]
-        found = [*doubtful, *unequal(kept), *_tokens(kept), *_within_rows(members)]
+        found = [*doubtful, *unequal(kept), *_other_layers(kept), *_tokens(kept), *_within_rows(members)]
         refusals += [f"{heading}: {what}" for what in found]
         sets.append(ComparableSet(heading, kept, repeated, tuple(_between_rows(kept))))
     if refusals:
@@ -103,6 +104,12 @@ def unequal(runs: Sequence[Run]) -> Iterator[str]:
         if not (limits and what.startswith(ITEMS)):
             limits = limits or what == "eval.limit"
             yield f"{what} differs: {sides}"
+
+
+def _other_layers(runs: Sequence[Run]) -> Iterator[str]:
+    """Numbers of layers that differ though the model is the same, so that no figure could have both."""
+    for what, sides in _differing(runs, lambda report: {"the number of MoE layers": len(report["experts"]["before"])}):
+        yield f"{what} differs: {sides}"
 
 
 def _within_rows(runs: Sequence[Run]) -> Iterator[str]:

@@ -194,3 +194,10 @@ def test_rows_by_other_code_or_on_other_machines_are_named(make_report: Make) ->
 
 def test_reports_without_code_say_nothing_of_it(make_report: Make) -> None:
     assert comparable_sets(runs(make_report(seed=0), make_report(seed=1)))[0].notes == ()
+
+
+def test_one_model_with_other_layers_is_refused(make_report: Make) -> None:
+    """A report that was cut by hand; no figure of layers could hold both."""
+    cut = make_report("b")
+    cut["experts"] |= {"before": [16], "after": [12]}
+    assert refusal(make_report("a"), cut) == ["bundled:toy_moe: the number of MoE layers differs: 2 in run0; 1 in run1"]
