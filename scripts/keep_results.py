@@ -6,6 +6,7 @@ With several calibration seeds a method: the differences to --reference too, run
 import argparse
 from pathlib import Path
 
+from stun_exp.disk.files import write_file
 from stun_exp.report.command import write_report
 from stun_exp.report.ledger import write_json
 from stun_exp.report.read import read_runs
@@ -22,7 +23,7 @@ def main() -> None:
     reports = [run.report for run in read_runs([arguments.sweep]).runs]
     if arguments.reference:
         differences = differences_table(reports, arguments.reference)
-        (arguments.kept / "tables" / "differences.md").write_text(differences.markdown())
+        write_file(arguments.kept / "tables" / "differences.md", [differences.markdown().encode()])
     write_json(arguments.kept.with_suffix(".json"), reports)
 
 

@@ -15,7 +15,7 @@ from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build, points
 from stun_exp.naming import folder_name
 from stun_exp.overrides import CONFIG_NAME
-from stun_exp.report.failed import keep_error
+from stun_exp.report.failed import forget_error, keep_error
 from stun_exp.report.sweep import SweepEnd, conclude
 
 PACKAGE = Path(__file__).parent
@@ -53,6 +53,7 @@ def job(cfg: DictConfig) -> float | None:
     """
     here = HydraConfig.get()
     try:
+        forget_error(Path(here.runtime.output_dir))
         settings = build(cfg)
         # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
         from stun_exp.progress import loading

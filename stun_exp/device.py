@@ -1,6 +1,8 @@
 """What a device is called."""
 
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -13,3 +15,13 @@ def name_of(device: torch.device) -> str:
 def circumstances(device: torch.device) -> dict[str, str | int]:
     """What the last bits of a result depend on, besides what is computed."""
     return {"device": name_of(device), "threads": torch.get_num_threads()}
+
+
+def processor() -> str:
+    """The CPU's model and the instructions that torch uses on it: other ones round the last bits otherwise."""
+    named = list[str]()
+    with suppress(OSError):  # not Linux
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = named[0] if named else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

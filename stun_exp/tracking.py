@@ -5,6 +5,7 @@ A tracker reads the files that a run or a sweep has left, so it can fail, or com
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -15,9 +16,12 @@ from typing import Any, Literal
 
 from stun_exp.component import Component
 from stun_exp.naming import shortened
+from stun_exp.report.files import read_regular, with_numbers
 
 MARK = "wandb.json"
 """In a folder that was logged: the id of its W&B run, what that is a run of, and which content it has."""
+OLD_MODES = {"dryrun": "offline", "run": "online"}
+"""What WANDB_MODE may say too, and means."""
 NAME_BYTES = 128
 """W&B refuses longer names."""
 ARTIFACTS = ("report.json", "plan.json", "config.yaml", "samples.jsonl", "baseline_samples.jsonl")
@@ -40,12 +44,15 @@ class WandB(Component):
     group: str | None
     """null: a sweep's runs are in a group of its name, other runs in none."""
     mode: Literal["auto", "online", "offline"]
-    """`auto` is online where a login is found, else offline; send an offline run later with `wandb sync`."""
+    """`auto` is what WANDB_MODE says or, without it, online where a login is found, else offline.
+
+    Send an offline run later with `wandb sync`.
+    """
 
     def track(self, out: Path, sweep: str | None) -> None:
         """Logs the finished run in a folder, which may be part of a sweep of the given name."""
-        text = (out / "report.json").read_text()
-        report = json.loads(text)
+        text = read_regular(out / "report.json").decode()
+        report = with_numbers(json.loads(text))
         self._log(
             out,
             identity=report["fingerprint"],
@@ -61,7 +68,7 @@ class WandB(Component):
         self._log(
             folder,
             identity="report",
-            content="".join(file.read_text() for file in sorted(folder.rglob("report.json"))),
+            content="".join(_text(file) for file in sorted(folder.rglob("report.json")) if file.is_file()),
             write=lambda run: _write_report(run, report),
             group=self.group or folder.name,
             name=f"{folder.name}: report",
@@ -75,8 +82,10 @@ class WandB(Component):
 
         It has the id that a run of this identity had in this folder before, and so continues that.
         """
+        if self.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled":
+            return
         file, of = folder / MARK, {"project": self.project, "identity": identity}
-        mark = json.loads(file.read_text()) if file.exists() else {}
+        mark = json.loads(read_regular(file)) if file.exists() else {}
         digest = sha256(content.encode()).hexdigest()
         if mark.get("of") != of:
             mark = {"of": of, "id": None, "logged": None}
@@ -103,12 +112,14 @@ class WandB(Component):
         wandb.teardown()  # waits for the last records, which the end of a launcher's process may not
         _keep(mark | {"logged": digest}, file)
 
-    def _mode(self) -> Literal["online", "offline"] | None:
-        """None where there is a login and `auto`: online then, or what WANDB_MODE says."""
+    def _mode(self) -> Any:
+        """Of W&B, which refuses what it does not know; None is online, with `auto` and a login."""
         import wandb
 
         if self.mode != "auto":
             return self.mode
+        if wanted := os.environ.get("WANDB_MODE"):
+            return OLD_MODES.get(wanted, wanted)
         return None if wandb.login(prompt=False) else "offline"
 
 
@@ -153,14 +164,15 @@ def _write_report(run: Any, report: Path) -> None:
     import wandb
 
     logged: dict[str, Any] = {}
-    for file in sorted(report.glob("tables/*.csv")):
+    files = [file for file in sorted(report.rglob("*")) if file.is_file()]
+    for file in (file for file in files if file.match("tables/*.csv")):
         with file.open(newline="") as lines:
             rows = [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(lines)]
         logged[f"tables/{file.stem}"] = _table(rows)
-    for file in sorted(report.rglob("*.png")):
+    for file in (file for file in files if file.suffix == ".png"):
         logged[file.relative_to(report).with_suffix("").as_posix()] = wandb.Image(str(file), caption=file.stem)
     run.log(logged)
-    _add_files(run, [file for file in sorted(report.rglob("*")) if file.is_file()], report)
+    _add_files(run, files, report)
 
 
 def _scalars(nested: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +215,11 @@ def _add_files(run: Any, files: Iterable[Path], root: Path) -> None:
     run.log_artifact(artifact)
 
 
+def _text(file: Path) -> str:
+    return read_regular(file).decode(errors="replace")
+
+
 def _keep(mark: Mapping[str, Any], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(mark, indent=1) + "\n")
-    partial.replace(file)
+    from stun_exp.disk.files import write_file  # late: it takes torch along
+
+    write_file(file, [(json.dumps(mark, indent=1) + "\n").encode()])

@@ -182,6 +182,42 @@ def test_a_run_is_offline_without_a_login(run: Path) -> None:
     assert wandb.run is None
 
 
+def test_the_environment_can_turn_it_off(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    before = sorted(run.rglob("*"))
+    wandb_tracker().track(run, "demo")
+    wandb_tracker().track_sweep(run.parent, run.parent / "report")
+    assert sorted(run.parent.rglob("*")) == [run, *before]
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "given"),
+    [
+        ("auto", "offline", "offline"),
+        ("auto", "online", "online"),
+        ("auto", "dryrun", "offline"),
+        ("auto", None, "offline"),
+        ("online", "disabled", "online"),
+        ("offline", "online", "offline"),
+    ],
+)
+def test_the_environment_says_the_mode_unless_the_setting_does(
+    mode: str, environment: str | None, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    assert WandB(project="test", group=None, mode=mode)._mode() == given
+
+
+@pytest.mark.slow
+def test_an_offline_run_by_the_environment(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    written(run, metrics={"toy_text/byte_perplexity,none": {"value": "Infinity", "stderr": None}})
+    wandb_tracker().track(run, None)
+    (one,) = logged(run)
+    assert one.values["toy_text/byte_perplexity,none"] == float("inf")
+
+
 @pytest.mark.slow
 def test_a_run_that_skips_nothing_and_evaluates_nothing_is_logged(tmp_path: Path) -> None:
     written(tmp_path, skipping=None, metrics={}, baseline=None)

@@ -77,8 +77,8 @@ def whole_file(file: Path, by: str = "") -> Iterator[BinaryIO]:
 def not_written(file: Path, error: OSError) -> OSError:
     """What to tell of a file of a run that could not be written."""
     return OSError(
-        f"{file}: could not be written ({error.strerror}); free some space, and the same command with hydra.run.dir of "
-        "this run goes on from what is finished; or choose another folder"
+        f"{file}: could not be written ({error.strerror}); free some space, and the same command goes on "
+        "from what is finished; or choose another folder"
     )
 
 

@@ -6,6 +6,7 @@ from statistics import mean
 from stun_exp.report import charts, drawing
 from stun_exp.report.drawing import Axis
 from stun_exp.report.points import Point, Report
+from stun_exp.report.schema import LARGEST
 from stun_exp.report.sketches import Quality, Sketch, Spots, about_quality, drawn_lines, left_out
 from stun_exp.report.studies import RATIO, SPARSITY, Group, Study, asked, at_most_common, together, told_apart_by
 from stun_exp.report.tables import scale_and_digits
@@ -157,11 +158,12 @@ def _ordered(values: Sequence[str | None]) -> list[str]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float] | None:
-    """None unless all are."""
+    """None unless all are, and of a size that can be drawn."""
     try:
-        return [float(text) for text in texts]
+        found = [float(text) for text in texts]
     except ValueError:
         return None
+    return found if all(abs(number) <= LARGEST for number in found) else None
 
 
 def _percent_gone(point: Point) -> float:
@@ -176,4 +178,4 @@ def _percent_by_experts(point: Point) -> float:
 def _by_experts(report: Report) -> float:
     layers = report["sparsity"]["per_layer"]
     removed, zeros = (sum(layer[what] for layer in layers) for what in ("removed", "zeros"))
-    return float(removed / (removed + zeros))
+    return float(removed / (removed + zeros or 1))

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from stun_exp.report import markdown
+
 METHODS = {
     "expert_pruner": "experts",
     "allocation": "allocation",
@@ -18,7 +20,7 @@ METHODS = {
 def command_of(out: Path) -> str | None:
     """The command line of a run, from what Hydra noted in the run's folder; None if it was started otherwise."""
     overrides = out / ".hydra" / "overrides.yaml"
-    return shlex.join(["stun", *yaml.safe_load(overrides.read_text())]) if overrides.is_file() else None
+    return shlex.join(["stun", *yaml.safe_load(overrides.read_bytes())]) if overrides.is_file() else None
 
 
 def model_card(report: Mapping[str, Any], command: str | None) -> str:
@@ -32,14 +34,14 @@ def model_card(report: Mapping[str, Any], command: str | None) -> str:
         "tags: [mixture-of-experts, pruned]",
         "---",
         "",
-        f"# {report['name']}",
+        f"# {markdown.text(report['name'])}",
         "",
-        f"`{model['source']}` ({model['model_type']}), pruned by stun_exp.",
+        f"{markdown.code(model['source'])} ({markdown.text(model['model_type'])}), pruned by stun_exp.",
         "",
         "| | |",
         "| --- | --- |",
-        *(f"| {what} | {_choice(report['settings'][group])} |" for group, what in METHODS.items()),
-        f"| budget | {sparsity['target']:.2%} of the weights in scope ({sparsity['scope']}) |",
+        *(f"| {what} | {markdown.text(_choice(report['settings'][group]))} |" for group, what in METHODS.items()),
+        f"| budget | {sparsity['target']:.2%} of the weights in scope ({markdown.text(sparsity['scope'])}) |",
         f"| measured sparsity | {sparsity['achieved']:.2%} of the weights in scope: removed experts and zeros |",
         f"| experts | {sum(experts['after'])} of {sum(experts['before'])} are left |",
         f"| parameters | {model['params_after']:,} of {model['params_before']:,} are stored |",
@@ -53,7 +55,7 @@ def model_card(report: Mapping[str, Any], command: str | None) -> str:
         ]
     lines += [*_experts(experts), ""]
     if command:
-        lines += ["## Command", "", "```bash", command, "```", ""]
+        lines += ["## Command", "", markdown.code_block(command, "bash"), ""]
     return "\n".join(lines)
 
 

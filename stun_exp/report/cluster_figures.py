@@ -1,6 +1,7 @@
 """The figures of `stun-clusters`, one run's or one comparison's each."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
 BUDGETS = [0.05 * step for step in range(1, 20)]
 """Shares of experts removed that `experts_kept` looks up."""
 COLUMNS = 4
+MARK = b"stun-clusters"
+"""In the head of each figure's file: what has drawn it."""
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is a figure that `stun-clusters` has drawn."""
+    return file.is_file() and not file.is_symlink() and MARK in file.read_bytes()[:1000]
 
 
 def dendrograms(run: "ClusteredRun", file: Path) -> None:
@@ -28,7 +36,7 @@ def dendrograms(run: "ClusteredRun", file: Path) -> None:
     linkage = run.settings["linkage"]
     figure.suptitle(f"run {run.name}: merges by {linkage} linkage; those in blue happened, dashed is the threshold")
     figure.supylabel("distance")
-    figure.savefig(file, dpi=130)
+    _save(figure, file)
 
 
 def experts_kept(run: "ClusteredRun", file: Path) -> None:
@@ -51,7 +59,7 @@ def experts_kept(run: "ClusteredRun", file: Path) -> None:
         panels[1].set(xlabel="experts removed from the model (%)", title="kept under one threshold")
         figure.colorbar(picture, ax=panels[1], label="experts kept")
     figure.suptitle(f"run {run.name}: experts kept")
-    figure.savefig(file, dpi=130)
+    _save(figure, file)
 
 
 def cluster_sizes(run: "ClusteredRun", file: Path) -> None:
@@ -69,7 +77,7 @@ def cluster_sizes(run: "ClusteredRun", file: Path) -> None:
     _layers(axes, run)
     axes.set(ylabel="clusters", title=f"run {run.name}: cluster sizes")
     axes.legend(title="experts in a cluster", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(file, dpi=130)
+    _save(figure, file)
 
 
 def within_cluster_distance(run: "ClusteredRun", file: Path) -> None:
@@ -84,7 +92,7 @@ def within_cluster_distance(run: "ClusteredRun", file: Path) -> None:
     _layers(axes, run)
     axes.set(ylabel="distance", title=f"run {run.name}: distance of two experts in one cluster")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(file, dpi=130)
+    _save(figure, file)
 
 
 def mass_moved(run: "ClusteredRun", file: Path) -> None:
@@ -98,7 +106,7 @@ def mass_moved(run: "ClusteredRun", file: Path) -> None:
     _layers(axes, run)
     axes.set(ylabel="removed (%)", ylim=(0, None), title=f"run {run.name}: router mass moved")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(file, dpi=130)
+    _save(figure, file)
 
 
 def indices(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
@@ -114,7 +122,15 @@ def indices(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
     axes.set(xlabel="layer", ylabel="adjusted Rand index", title=title)
     axes.set_ylim(min(-0.05, min((row[name] for row in rows for name in names), default=0) - 0.05), 1.05)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(file, dpi=130)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    from stun_exp.disk.files import write_file  # late: it takes torch along
+
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=130, metadata={"Software": MARK.decode()})
+    write_file(file, [content.getvalue()])
 
 
 def _figure(width: float, height: float) -> Any:

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from stun_exp.report.files import read_regular
+
 Clusters = Sequence[Sequence[int]]
 
 LABORATORY = "run with expert_pruner.laboratory=true"
@@ -51,7 +53,7 @@ def read_runs(folder: Path) -> list[ClusteredRun]:
     runs = []
     for file in files:
         name = file.parent.relative_to(folder).as_posix()
-        content = json.loads(file.read_text())
+        content = json.loads(read_regular(file))
         runs.append(
             ClusteredRun(
                 folder.resolve().name if name == "." else name, file.parent, content["settings"], content["layers"]
@@ -108,12 +110,14 @@ def stability(group: Sequence[ClusteredRun]) -> list[dict[str, Any]]:
 
 def write_agreement(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:
     """Writes agreement.json; what was written."""
+    from stun_exp.disk.files import write_file  # late: it takes torch along
+
     content = {
         "runs": [{"run": run.name, "layers": agreement(run)} for run in runs],
         "stability": [{"runs": [run.name for run in group], "layers": stability(group)} for group in repeated(runs)],
     }
     file = folder / "agreement.json"
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    write_file(file, [(json.dumps(content, indent=1) + "\n").encode()])
     return [f"wrote {file}"]
 
 
@@ -136,18 +140,30 @@ def draw(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:
         ]
         for name, figure, lacking in plans:
             file = run.folder / f"{name}.png"
-            if lacking:
-                file.unlink(missing_ok=True)  # of an earlier run in this folder
-            else:
+            if lacking and figures.is_ours(file):
+                file.unlink()  # of an earlier run in this folder
+            lacking = lacking or _in_the_way(file)
+            if not lacking:
                 figure(run, file)
             said.append(f"{file}: not drawn, {lacking}" if lacking else f"wrote {file}")
     groups = repeated(runs)
     for number, group in enumerate(groups):
         file = folder / ("stability.png" if len(groups) == 1 else f"stability-{number}.png")
         names = ", ".join(run.name for run in group)
+        if why := _in_the_way(file):
+            said.append(f"{file}: not drawn, {why}")
+            continue
         figures.indices(stability(group), f"agreement between runs {names}, of equal settings", file)
         said.append(f"wrote {file}")
     return said
+
+
+def _in_the_way(file: Path) -> str:
+    """Why a figure cannot be drawn into a file, "" if it can: somebody's file is there."""
+    from stun_exp.report.cluster_figures import is_ours
+
+    is_there = file.is_symlink() or file.exists()
+    return "a file that stun-clusters has not drawn is there; move it away" if is_there and not is_ours(file) else ""
 
 
 def _draw_agreement(run: ClusteredRun, file: Path) -> None:

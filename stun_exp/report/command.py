@@ -4,10 +4,12 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stun_exp.naming import shortened
+from stun_exp.report import markdown
 from stun_exp.report.comparable import ComparableSet, comparable_sets, unequal
 from stun_exp.report.failed import failures
 from stun_exp.report.formats import comma_separated, latex
@@ -19,7 +21,10 @@ from stun_exp.report.tables import ResultsTable, results_table
 if TYPE_CHECKING:
     from stun_exp.report.page import Section
 
-
+OVER_MODELS = "models"
+"""The folder of figures that have several models in them."""
+NAME_BYTES = 120
+"""Of a file's name, without what is added to it."""
 DESCRIPTION = """Reads the report.json files of runs and sweeps. Writes their tables (Markdown, LaTeX, CSV), paired
 tests, a comparison with published figures, figures (PNG, SVG), and index.html, one page with all of it. Runs that
 cannot be compared are refused, and what differs is named."""
@@ -64,7 +69,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     """The page, written with all else into `out`; prints results, what could be compared, and what was passed over.
 
     FileNotFoundError for a place that is not there; ValueError if it holds no report, or runs that cannot be compared,
-    and then nothing is written.
+    or if something lies in `out` that is not a report's and would have to give way; then nothing is written.
     """
     found = read_runs(places)
     for line in found.skipped:
@@ -72,32 +77,32 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     sets = comparable_sets(found.runs)
     parts = [list(_parts(one, name)) for one, name in zip(sets, _names(sets), strict=True)]
     # Late: drawing is the slowest part, and a refusal should not wait for it.
-    from stun_exp.report.figures import write_figures
+    from stun_exp.report.figures import draw_figures
     from stun_exp.report.page import Section, page
+    from stun_exp.report.written import INDEX, write_files
 
     sections = []
     for one, (results, *others) in zip(sets, parts, strict=True):
         for part in (results, *others):
             if part.printed is not None:
                 part.printed.show()
-        figures = write_figures(one.reports, out / "figures" / results.name)
+        figures = draw_figures(one.reports, f"figures/{results.name}")
         sections.append(Section(results.heading, results.text, [results.table], figures))
         sections += [Section(part.heading, part.text, [part.table], []) for part in others]
-    sections += _over_models(sets, out / "figures" / "models")
+    sections += _over_models(sets, f"figures/{OVER_MODELS}")
     if found.skipped:
         sections.append(Section("Skipped", "\n\n".join(found.skipped), [], []))
     if failed := [f"{place / run}: {why}" for place in places for run, why in failures(place).items()]:
         sections.append(Section("Failed", "\n\n".join(["Runs without a report:", *failed]), [], []))
-    (out / "tables").mkdir(parents=True, exist_ok=True)
+    title = ", ".join(place.resolve().stem for place in places)
+    files = {INDEX: page(title, sections), "report.md": _markdown(title, sections)}
     for part in (part for of_set in parts for part in of_set):
         text = {"md": part.table.markdown(), "tex": latex(part.table, part.heading), "csv": comma_separated(part.table)}
-        for ending, content in text.items():
-            (out / "tables" / f"{part.name}.{ending}").write_text(content)
-    title = ", ".join(place.resolve().stem for place in places)
-    (out / "report.md").write_text(_markdown(title, sections, out))
-    index = out / "index.html"
-    index.write_text(page(title, sections))
-    return index
+        files |= {f"tables/{part.name}.{ending}": content for ending, content in text.items()}
+    files |= {f"{figure.name}.svg": figure.svg for section in sections for figure in section.figures}
+    pictures = {f"{figure.name}.png": figure.png for section in sections for figure in section.figures}
+    write_files(out, {name: content.encode() for name, content in files.items()} | pictures)
+    return out / INDEX
 
 
 def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
@@ -107,6 +112,7 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
     if one.repeated:
         text += f" Left out, because they repeat another: {', '.join(one.repeated)}."
     results = results_table(one.reports)
+    results = replace(results, notes=(*results.notes, *one.notes))
     yield Part(name, one.heading, text, results, results)
     tests = significance_table(one.reports, [run.folder for run in one.runs])
     if tests is not None:
@@ -118,9 +124,9 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
         yield Part(f"{name}-published", heading, text, published, with_verdict(published))
 
 
-def _over_models(sets: Sequence[ComparableSet], folder: Path) -> Iterator["Section"]:
+def _over_models(sets: Sequence[ComparableSet], folder: str) -> Iterator["Section"]:
     """Figures that have several models in them, or why there are none; nothing where a model has several sets."""
-    from stun_exp.report.figures import write_figures_over_models
+    from stun_exp.report.figures import draw_figures_over_models
     from stun_exp.report.page import Section
 
     runs = [run for one in sets for run in one.runs]
@@ -128,20 +134,31 @@ def _over_models(sets: Sequence[ComparableSet], folder: Path) -> Iterator["Secti
         return
     if apart := list(unequal(runs)):
         yield Section("All models", "\n\n".join(["No figure has all of them:", *apart]), [], [])
-    elif figures := write_figures_over_models([run.report for run in runs], folder):
+    elif figures := draw_figures_over_models([run.report for run in runs], folder):
         yield Section("All models", "Models differ in more than their experts.", [], figures)
 
 
 def _names(sets: Sequence[ComparableSet]) -> list[str]:
     """A file's name for each set: its model's, and a number where a model has several."""
-    stems = [re.sub(r"[^\w.-]", "-", re.split(r"[/:]", str(one.reports[0]["model"]["source"]))[-1]) for one in sets]
-    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: i + 1].count(stem)}" for i, stem in enumerate(stems)]
+    sources = [re.split(r"[/:]", str(one.reports[0]["model"]["source"]))[-1] for one in sets]
+    stems = [shortened(re.sub(r"[^\w.-]", "-", source).lstrip(".") or "model", NAME_BYTES) for source in sources]
+    stems = [re.sub(r"-(paired|published)$", r"_\1", stem) for stem in stems]  # which end names of other tables
+    names: list[str] = []
+    for place, stem in enumerate(stems):
+        number = stems[: place + 1].count(stem)
+        name = stem if stems.count(stem) == 1 and stem != OVER_MODELS else f"{stem}-{number}"
+        while name in names:  # a model may be called so
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
+    return names
 
 
-def _markdown(title: str, sections: Sequence["Section"], out: Path) -> str:
-    blocks = [f"# {title}"]
+def _markdown(title: str, sections: Sequence["Section"]) -> str:
+    blocks = [f"# {markdown.text(title)}"]
     for section in sections:
-        blocks += [f"## {section.heading}", section.text, *(table.markdown().rstrip() for table in section.tables)]
+        tables = (table.markdown().rstrip() for table in section.tables)
+        blocks += [f"## {markdown.text(section.heading)}", markdown.paragraphs(section.text), *tables]
         for figure in section.figures:
-            blocks += [f"![{figure.title}]({figure.png.relative_to(out).as_posix()})", figure.caption]
+            blocks += [f"![{markdown.text(figure.title)}]({figure.name}.png)", markdown.paragraphs(figure.caption)]
     return "\n\n".join(blocks) + "\n"

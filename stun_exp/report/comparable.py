@@ -1,7 +1,7 @@
 """Which runs may stand in one table, and what keeps others out of it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ class ComparableSet:
     runs: list[Run]
     repeated: list[str]
     """Runs that were left out, because the same run is there already."""
+    notes: tuple[str, ...] = ()
+    """What may have moved figures between its rows, and is no reason to refuse them."""
 
     @property
     def reports(self) -> list[Report]:
@@ -34,7 +36,8 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
     What would spoil a comparison within a set without being seen is refused, all of it at once (ValueError): another
     scope, limit, batch size, backend or lm-eval; of a benchmark other versions, shots or numbers of items; other
     calibration tokens with the same seed, unless a setting of the calibration tells them apart in a column of its own;
-    and other figures for a run that is otherwise the same.
+    other figures for a run that is otherwise the same; another number of layers; and within a row other code or
+    libraries.
     """
     together: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
@@ -44,9 +47,9 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
         heading = _heading(kind, list(together))
         repeated, doubtful = _repeats(members)
         kept = [run for run in members if run.where not in repeated]
-        found = [*doubtful, *unequal(kept), *_tokens(kept)]
+        found = [*doubtful, *unequal(kept), *_other_layers(kept), *_tokens(kept), *_within_rows(members)]
         refusals += [f"{heading}: {what}" for what in found]
-        sets.append(ComparableSet(heading, kept, repeated))
+        sets.append(ComparableSet(heading, kept, repeated, tuple(_between_rows(kept))))
     if refusals:
         lines = "".join(f"\n  {line}" for line in refusals)
         raise ValueError(f"runs that cannot stand in one table; give only those that agree:{lines}")
@@ -96,16 +99,67 @@ def _repeats(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 
 def unequal(runs: Sequence[Run]) -> Iterator[str]:
     """What differs and may not where figures are compared, with the runs on each side."""
-    aspects = [_aspects(run.report) for run in runs]
     limits = False  # differ, and with them the numbers of items, of which then nothing more is said
+    for what, sides in _differing(runs, _aspects):
+        if not (limits and what.startswith(ITEMS)):
+            limits = limits or what == "eval.limit"
+            yield f"{what} differs: {sides}"
+
+
+def _other_layers(runs: Sequence[Run]) -> Iterator[str]:
+    """Numbers of layers that differ though the model is the same, so that no figure could have both."""
+    for what, sides in _differing(runs, lambda report: {"the number of MoE layers": len(report["experts"]["before"])}):
+        yield f"{what} differs: {sides}"
+
+
+def _within_rows(runs: Sequence[Run]) -> Iterator[str]:
+    """What differs and may not among runs that one row averages, or of which one repeats another."""
+    rows: dict[str, list[Run]] = {}
+    for run in runs:
+        rows.setdefault(identity(run.report), []).append(run)
+    for row in rows.values():
+        for what, sides in _differing(row, _code):
+            yield f"{what} differs within the row {row[0].report['name']}: {sides}"
+
+
+def _between_rows(runs: Sequence[Run]) -> Iterator[str]:
+    """What differs among the runs of a table and may have moved their figures."""
+    code = [f"{what} ({sides})" for what, sides in _differing(runs, _code)]
+    if code:
+        yield f"Rows were made by different code: {'; '.join(code)}."
+    machines = [f"{what} ({sides})" for what, sides in _differing(runs, _machine)]
+    if machines:
+        yield f"Runs were made on different machines, which moves last digits: {'; '.join(machines)}."
+
+
+def _differing(runs: Sequence[Run], aspects_of: Callable[[Report], Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(An aspect that runs do not agree in, its values with the runs that have each)."""
+    aspects = [aspects_of(run.report) for run in runs]
     for what in dict.fromkeys(name for aspect in aspects for name in aspect):
         sides: dict[str, list[str]] = {}
         for run, aspect in zip(runs, aspects, strict=True):
             if what in aspect:
                 sides.setdefault(str(aspect[what]), []).append(run.where)
-        if len(sides) > 1 and not (limits and what.startswith(ITEMS)):
-            limits = limits or what == "eval.limit"
-            yield f"{what} differs: " + "; ".join(f"{side} in {_names(names)}" for side, names in sides.items())
+        if len(sides) > 1:
+            yield what, "; ".join(f"{side} in {_names(names)}" for side, names in sides.items())
+
+
+def _code(report: Report) -> dict[str, Any]:
+    """What made the figures -> which it was; other methods are made of other modules."""
+    provenance = report["provenance"]
+    libraries = ("torch", "transformers") if report["metrics"] else ("torch", "transformers", "lm-eval")
+    versions = {name: provenance["versions"].get(name) for name in libraries}
+    return {
+        **provenance.get("code", {}),
+        **{f"the version of {name}": version for name, version in versions.items() if version is not None},
+    }
+
+
+def _machine(report: Report) -> dict[str, Any]:
+    """What the last bits of the figures depend on."""
+    provenance = report["provenance"]
+    names = {"processor": "the processor", "threads": "the number of threads"}
+    return {what: provenance[name] for name, what in names.items() if name in provenance}
 
 
 def _aspects(report: Report) -> dict[str, Any]:

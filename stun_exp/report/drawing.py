@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from math import floor, log10
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -82,15 +82,15 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Any, stem: Path) -> tuple[Path, Path]:
-    """The PNG and the SVG that a figure was written to."""
+def rendered(figure: Any) -> tuple[bytes, str]:
+    """A figure as PNG and as SVG."""
     if figure.get_layout_engine():
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # it is laid out; or it would be again for each file
-    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    figure.savefig(png, dpi=160)
-    figure.savefig(svg, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return png, svg
+    png, svg = BytesIO(), BytesIO()
+    figure.savefig(png, format="png", dpi=160)
+    figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return png.getvalue(), svg.getvalue().decode()
 
 
 def span_a_decade(values: Sequence[float]) -> bool:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 from stun_exp.report import benchmark_sketches, drawing, model_sketches, stage_sketches
 from stun_exp.report.points import Report
@@ -15,16 +14,18 @@ from stun_exp.report.tables import headlines
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure on disk, and what to say beside it: what its error bars are, and what was left out of it."""
+    """A figure, and what to say beside it: what its error bars are, and what was left out of it."""
 
     title: str
     caption: str
-    png: Path
-    svg: Path
+    name: str
+    """Of its files, in a report's folder, without an ending."""
+    png: bytes
+    svg: str
 
 
-def write_figures(reports: Sequence[Report], folder: Path) -> list[Figure]:
-    """The figures that were written into a folder, in the order to show them; each model has figures of its own.
+def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
+    """The figures, in the order to show them, each model's its own; `folder` is where in a report they are to lie.
 
     ValueError if two runs are the same (`points`).
     """
@@ -36,30 +37,27 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Figure]:
         for study in found
         for sketch in _sketches(study, _qualities(reports))
     )
-    return _written(sketches, folder)
+    return _drawn(sketches, folder)
 
 
-def write_figures_over_models(reports: Sequence[Report], folder: Path) -> list[Figure]:
-    """The figures, written into a folder, that have all models in them; ValueError as for those of one."""
+def draw_figures_over_models(reports: Sequence[Report], folder: str) -> list[Figure]:
+    """The figures that have all models in them; ValueError as for those of one."""
     found = [study for study in studies(reports) if study.points]
     of_each = (model_sketches.by_experts(found, quality) for quality in _qualities(reports))
-    return _written(chain.from_iterable(of_each), folder)
+    return _drawn(chain.from_iterable(of_each), folder)
 
 
 def _qualities(reports: Sequence[Report]) -> list[Quality]:
     return [Quality(key, task) for key, task in headlines(reports).items()]
 
 
-def _written(sketches: Iterable[Sketch], folder: Path) -> list[Figure]:
-    for earlier in (*folder.glob("*.png"), *folder.glob("*.svg")):  # of fewer runs, which may have had other figures
-        earlier.unlink()
+def _drawn(sketches: Iterable[Sketch], folder: str) -> list[Figure]:
     figures: dict[str, Figure] = {}
     with drawing.style():
         for sketch in sketches:
-            folder.mkdir(parents=True, exist_ok=True)
             stem = _file_name(sketch.stem, figures)
-            png, svg = drawing.save(sketch.draw(sketch.title), folder / stem)
-            figures[stem] = Figure(sketch.title, " ".join(sketch.said), png, svg)
+            png, svg = drawing.rendered(sketch.draw(sketch.title))
+            figures[stem] = Figure(sketch.title, " ".join(sketch.said), f"{folder}/{stem}", png, svg)
     return list(figures.values())
 
 
@@ -82,7 +80,7 @@ def _sketches(study: Study, qualities: Sequence[Quality]) -> Iterator[Sketch]:
 
 def _file_name(text: str, taken: Container[str]) -> str:
     """A name that every file system takes."""
-    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80]
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "figure"
     name, number = plain, 2
     while name in taken:
         name, number = f"{plain}-{number}", number + 1

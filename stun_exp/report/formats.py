@@ -45,12 +45,16 @@ def latex(table: ResultsTable, caption: str) -> str:
 
 
 def comma_separated(table: ResultsTable) -> str:
-    """The same with all digits and in the same units; a number's standard error has a column of its own behind it."""
+    """The same with all digits and in the same units; a number's standard error has a column of its own behind it.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     errors = [any(row[i].error is not None for row in table.cells) for i in range(len(table.columns))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     pairs = zip(table.columns, errors, strict=True)
-    writer.writerow([name for column, error in pairs for name in [column, f"{column} stderr"][: 1 + error]])
+    headings = [name for column, error in pairs for name in [column, f"{column} stderr"][: 1 + error]]
+    writer.writerow(map(_no_formula, headings))
     for row in table.cells:
         writer.writerow([part for cell, error in zip(row, errors, strict=True) for part in _exact(cell)[: 1 + error]])
     return text.getvalue()
@@ -59,7 +63,20 @@ def comma_separated(table: ResultsTable) -> str:
 def _exact(cell: Cell) -> list[str]:
     """A number and its error; text as it is, and nothing for the dash that stands for nothing."""
     error = "" if cell.error is None else repr(cell.error)
-    return [("" if cell.text == "-" else cell.text) if cell.value is None else repr(cell.value), error]
+    if cell.value is not None:
+        return [repr(cell.value), error]
+    return ["" if cell.text == "-" else _no_formula(cell.text), error]
+
+
+def _no_formula(text: str) -> str:
+    line = text.replace("\r", " ")  # the writer would not quote it, and readers end a line there
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return line
+    try:
+        float(text)
+    except ValueError:
+        return f"'{line}"
+    return line
 
 
 def _cell(cell: Cell) -> str:
@@ -67,7 +84,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.translate(_LATEX)
+    return " ".join(text.split()).translate(_LATEX)  # an empty line would end a cell
 
 
 def _line(cells: list[str]) -> str:

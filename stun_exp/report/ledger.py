@@ -1,7 +1,6 @@
 """What a run did and what it cost, written once, whole, as report.json."""
 
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -15,10 +14,11 @@ from typing import Any
 
 import torch
 
-from stun_exp.device import name_of
+from stun_exp.device import name_of, processor
 from stun_exp.disk.files import write_file
 from stun_exp.known import Saved
 from stun_exp.progress import console
+from stun_exp.report.files import strict
 
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "hydra-core", "safetensors")
 
@@ -74,7 +74,7 @@ class Ledger:
 
 
 def provenance(device: torch.device, tokens_sha256: str) -> dict[str, Any]:
-    """What else moves a number: code, library versions, device, calibration tokens."""
+    """What else moves a number: code, library versions, device, processor and threads, calibration tokens."""
     return {
         "git_commit": _git_commit(),
         "versions": {
@@ -82,6 +82,8 @@ def provenance(device: torch.device, tokens_sha256: str) -> dict[str, Any]:
             **{package: version(package) for package in PACKAGES},
         },
         "device": name_of(device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
         "calibration_tokens_sha256": tokens_sha256,
     }
 
@@ -89,31 +91,35 @@ def provenance(device: torch.device, tokens_sha256: str) -> dict[str, Any]:
 def write_samples(path: Path, samples: Sequence[Any]) -> None:
     """A line of JSON for each item that was evaluated (a dataclass); no file for none."""
     if samples:
-        write_file(path, [(json.dumps(asdict(sample)) + "\n").encode() for sample in samples])
+        write_file(path, [(json.dumps(strict(asdict(sample)), allow_nan=False) + "\n").encode() for sample in samples])
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all; OSError that names it, for instance if the disk is full."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"{path}: could not be written ({error.strerror}); free some space or choose another folder with "
-            "hydra.run.dir=DIR"
-        ) from error
+    """Writes a file whole or not at all, numbers that are not finite as text; OSError that names it.
+
+    `with_numbers` reads such text back.
+    """
+    write_file(path, [(json.dumps(strict(content), indent=1, allow_nan=False) + "\n").encode()])
 
 
 def _git_commit() -> str | None:
-    """The commit this package runs from, `-dirty` if its files differ; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit this package runs from, `-dirty` if its files differ; None outside a checkout of it.
+
+    A wheel may lie in a folder of somebody's repository, whose commit says nothing of it.
+    """
+    file = Path(__file__)
+    if _git(["ls-files", "--error-unmatch", "--", file.name], file.parent) is None:
+        return None
+    return _git(["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], file.parent)
+
+
+def _git(command: Sequence[str], folder: Path) -> str | None:
+    """What git says, None if it fails or is not there."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _reset_peaks(device: torch.device) -> None:

@@ -1,10 +1,10 @@
 """One number for what runs came to, smaller for better: what a search for good settings, as Optuna's, goes by."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from stun_exp.report.files import read_json, with_numbers
 from stun_exp.report.points import Report
 from stun_exp.report.tables import headlines, lower_is_better
 
@@ -12,7 +12,7 @@ from stun_exp.report.tables import headlines, lower_is_better
 def objective(folders: Sequence[Path]) -> float | None:
     """The mean over the runs in these folders; None if there are none, or they ran no benchmark."""
     files = [folder / "report.json" for folder in folders]
-    found = [_of(json.loads(file.read_text())) for file in files if file.exists()]  # a dry run leaves none
+    found = [_of(with_numbers(read_json(file))) for file in files if file.is_file()]  # a dry run leaves none
     known = [value for value in found if value is not None]
     return mean(known) if known else None
 

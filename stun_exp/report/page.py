@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+HEAD = TEMPLATE.read_text().partition("{{")[0]
+"""How every page begins."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def inlined(figure: Figure, prefix: str) -> "Markup":
     """A figure as a part of a page: its ids begin with `prefix`, and its colours are the page's to choose."""
     from markupsafe import Markup, escape
 
-    svg = figure.svg.read_text()
-    svg = svg[svg.index("<svg ") :].replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1)
+    svg = figure.svg[figure.svg.index("<svg ") :].replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1
+    )
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return Markup(re.sub("|".join(DARK), lambda colour: f"var(--{colour[0][1:]})", svg))

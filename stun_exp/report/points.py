@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import hypot, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -73,9 +73,13 @@ class Point:
         if len(found) < len(self.reports):
             return None
         values = [float(metric["value"]) for metric in found]
-        own = [float(metric["stderr"]) for metric in found if metric["stderr"] is not None]
+        known = [float(metric["stderr"]) for metric in found if metric["stderr"] is not None]
+        own = [error for error in known if isfinite(error)]
         of_items = mean(own) if own else None
-        of_seeds = stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+        spread = len(values) > 1 and all(map(isfinite, values))  # a perplexity may have exploded
+        of_seeds = stdev(values) / sqrt(len(values)) if spread else None
+        if len(values) > 1 and not spread:
+            return Measured(mean(values), None, None)
         parts = [part for part in (of_items, of_seeds) if part is not None]
         return Measured(mean(values), of_items if of_seeds is None else of_seeds, hypot(*parts) if parts else None)
 

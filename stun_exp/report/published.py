@@ -8,7 +8,8 @@ empty, `remark` says why; elsewhere it says what is not known.
 
 import csv
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from functools import cache
+from math import isfinite, sqrt
 from pathlib import Path
 from statistics import mean
 
@@ -35,6 +36,7 @@ WITHIN = 1.96
 Row = Mapping[str, str]
 
 
+@cache
 def published_rows() -> list[Row]:
     """Every published figure, as published.csv has it."""
     with FILE.open(newline="", encoding="utf-8") as file:
@@ -177,7 +179,9 @@ def _hindrances(row: Row, point: Point) -> list[str]:
     shots = {str(point.metrics[0][key]["num_fewshot"]) for key in _keys(row, point)}
     if row["num_fewshot"] and shots != {row["num_fewshot"]}:
         why.append(f"{', '.join(sorted(shots))} shots and not {row['num_fewshot']}")
-    if measured.noise is None:
+    if not isfinite(measured.value):
+        why.append(f"ours is {measured.value:g}")
+    elif measured.noise is None:
         why.append("no standard error")
     elif measured.noise == 0:
         why.append("a standard error of 0, which says nothing")

@@ -5,11 +5,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from stun_exp.naming import shortened
+from stun_exp.report.files import read_regular
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 SAMPLES = "samples.jsonl"
+MOST_BYTES = 200
+"""Of what is wrong with a damaged file."""
 NAMED = 5
 """Items that an error names before it counts the rest."""
 
@@ -30,21 +35,26 @@ def read_samples(folder: Path, metrics: Collection[str]) -> Mapping[str, Items] 
     import numpy as np
 
     try:
-        lines = (folder / SAMPLES).read_text().splitlines()
+        content = read_regular(folder / SAMPLES)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ValueError(f"{folder / SAMPLES}: cannot be read ({error.strerror})") from error
     wanted = {tuple(key.split("/", 1)): list[tuple[tuple[str, int, str], float]]() for key in metrics}
     try:
+        lines = content.decode().splitlines()
         for row in json.loads(f"[{','.join(lines)}]"):  # at once: line by line takes twice as long
             items = wanted.get((row["benchmark"], row["metric"]))
             if items is not None:
-                items.append(((row["task"], row["doc"], row["hash"]), row["value"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / SAMPLES}: damaged ({error!r}); run it again, or delete the file") from error
+                items.append(((str(row["task"]), int(row["doc"]), str(row["hash"])), float(row["value"])))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        why = shortened(repr(error), MOST_BYTES)
+        raise ValueError(f"{folder / SAMPLES}: damaged ({why}); run it again, or delete the file") from error
     found = {}
     for key, unsorted in zip(metrics, wanted.values(), strict=True):
         if unsorted:
-            ids, values = zip(*sorted(unsorted), strict=True)
+            unsorted.sort(key=lambda item: item[0])
+            ids, values = zip(*unsorted, strict=True)
             found[key] = Items(ids, np.array(values, dtype=np.float64))
     return found
 

@@ -42,7 +42,7 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
     over the pairs of the table. With several seeds an item's value is its mean over them, so the test speaks of items
     and not of calibration texts. Bold: p below 0.05.
 
-    `folders` hold each run's samples.jsonl; without it a pair has no p-value, and a note says which runs lack it.
+    `folders` hold each run's samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a note says so.
     ValueError if two runs answered different items.
     """
     pairs = list(_pairs(points(reports)))
@@ -50,8 +50,7 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
     if not pairs or not figures:
         return None
     needed = sorted({place for pair in pairs for both in pair.places for place in both})
-    read = {place: read_samples(folder, figures) for place in needed if (folder := folders[place]) is not None}
-    samples = {place: found for place, found in read.items() if found is not None}
+    samples, damaged = _samples(needed, folders, figures)
     tests = {key: holm(_p_values(key, pairs, samples, folders)) for key in figures}
     rows = [
         [*map(Cell, _labels(pair)), Cell(f"{100 * pair.a.sparsity:g} %", 100 * pair.a.sparsity)]
@@ -63,7 +62,9 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
         "two-sided, on the same items; for each benchmark corrected by Holm over the pairs of this table. Bold: below "
         f"{LEVEL}. Over several seeds an item counts by its mean."
     ]
-    if lacking := [str(folders[place] or reports[place]["name"]) for place in needed if place not in samples]:
+    notes += [f"No p-value for want of whole items: {what}." for what in damaged.values()]
+    absent = [place for place in needed if place not in samples and place not in damaged]
+    if lacking := [str(folders[place] or reports[place]["name"]) for place in absent]:
         notes.append(f"No p-value for want of {SAMPLES}: {', '.join(lacking)}.")
     named = zip(column_names(figures), figures.values(), strict=True)
     headings = [heading for column, task in named for heading in (column, f"p ({task})")]
@@ -113,6 +114,23 @@ def _pairs(found: Sequence[Point]) -> Iterator[Pair]:
         places = [(p, of_b[r["seed"]]) for r, p in zip(a.reports, a.places, strict=True) if r["seed"] in of_b]
         if places and a.sparsity == b.sparsity and sum(things) <= 1:
             yield Pair(a, b, tuple(places))
+
+
+def _samples(
+    places: Sequence[int], folders: Sequence[Path | None], figures: Mapping[str, str]
+) -> tuple[dict[int, Mapping[str, Items]], dict[int, str]]:
+    """(The items of the runs that have any, what is wrong with the files of others)."""
+    samples, damaged = dict[int, Mapping[str, Items]](), dict[int, str]()
+    for place in places:
+        folder = folders[place]
+        try:
+            found = None if folder is None else read_samples(folder, figures)
+        except ValueError as error:
+            damaged[place] = str(error)
+            continue
+        if found is not None:
+            samples[place] = found
+    return samples, damaged
 
 
 def _labels(pair: Pair) -> list[str]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
 from stun_exp.report import drawing
 from stun_exp.report.drawing import Axis, Line, Reference
 from stun_exp.report.points import Point
+from stun_exp.report.schema import LARGEST
 from stun_exp.report.studies import Study
 from stun_exp.report.tables import lower_is_better, scale_and_digits
 
@@ -50,11 +51,12 @@ class Quality:
         return lower_is_better(self.key)
 
     def of(self, point: Point) -> Value:
-        """None where it is missing or not finite."""
+        """None where it is missing, or not finite, or beyond what can be drawn."""
         measured, (scale, _) = point.measured(self.key), scale_and_digits(self.key)
-        if measured is None or not isfinite(measured.value):
+        if measured is None or not abs(measured.value) <= LARGEST:
             return None
-        return scale * measured.value, None if measured.error is None else scale * measured.error
+        error = measured.error
+        return scale * measured.value, None if error is None or error > LARGEST else scale * error
 
     def unpruned(self, study: Study) -> Reference | None:
         value = self.of(study.unpruned) if study.unpruned else None
@@ -123,7 +125,7 @@ def about_quality(study: Study, quality: Quality, lines: Iterable[Line]) -> list
 
 def mean_of_seeds(values: Sequence[float | None]) -> Value:
     """None if a value is missing or not finite."""
-    numbers = [value for value in values if value is not None and isfinite(value)]
+    numbers = [value for value in values if value is not None and abs(value) <= LARGEST]
     if len(numbers) < len(values):
         return None
     return mean(numbers), stdev(numbers) / sqrt(len(numbers)) if len(numbers) > 1 else None

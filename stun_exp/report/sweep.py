@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from stun_exp.report.failed import ERROR, failures
+from stun_exp.report.failed import failures
 from stun_exp.tracking import NoTracker, harmless
 
 
@@ -25,8 +25,6 @@ class SweepEnd(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
-        for file in folder.rglob(ERROR):  # what failed before is tried again
-            file.unlink()
         SweepEnd.folder = folder
         SweepEnd.tracker = instantiate(config.tracker)  # its settings were checked with the command line
 
@@ -38,18 +36,18 @@ class SweepEnd(Callback):
 def conclude(folder: Path) -> None:
     """Prints the tables of a sweep that has ended and writes them beside its runs; exits with 1 if a run failed."""
     SweepEnd.folder = None
-    reports, failed = list(folder.rglob("report.json")), failures(folder)
+    reports, failed = [file for file in folder.rglob("report.json") if file.is_file()], failures(folder)
     if reports:
         from stun_exp.report.command import default_out, write_report
 
         page = default_out(folder) / "index.html"
         try:
-            if failed or not page.exists() or max(file.stat().st_mtime for file in reports) > page.stat().st_mtime:
+            if failed or not page.is_file() or max(file.stat().st_mtime for file in reports) > page.stat().st_mtime:
                 write_report([folder], page.parent)
             print(f"report: {page}")
             with harmless(page.parent):
                 SweepEnd.tracker.track_sweep(folder, page.parent)
-        except ValueError as error:  # the runs are there all the same
+        except (ValueError, OSError) as error:  # the runs are there all the same
             sys.stdout.flush()
             print(f"no report of the sweep: {error}", file=sys.stderr)
     if failed:

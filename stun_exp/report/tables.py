@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from stun_exp.report import markdown
 from stun_exp.report.points import Measured, Point, Report, points
 
 
@@ -57,10 +58,11 @@ class ResultsTable:
             console.print(note, markup=False)
 
     def markdown(self) -> str:
-        rows = [[f"**{cell.text}**" if cell.bold else cell.text for cell in row] for row in self.cells]
-        escaped = [[text.replace("|", r"\|") for text in line] for line in (self.columns, *rows)]
-        lines = [escaped[0], ["---"] * len(self.columns), *escaped[1:]]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "".join(f"\n{n}\n" for n in self.notes)
+        columns = [markdown.text(column) for column in self.columns]
+        rows = [[_bold(markdown.text(cell.text), cell.bold) for cell in row] for row in self.cells]
+        lines = [columns, ["---"] * len(columns), *rows]
+        notes = [f"\n{markdown.paragraphs(note)}\n" for note in self.notes]
+        return "".join([*("| " + " | ".join(line) + " |\n" for line in lines), *notes])
 
 
 def results_table(reports: Sequence[Report]) -> ResultsTable:
@@ -125,6 +127,8 @@ def figure_cell(key: str, measured: Measured | None, sign: str = "", bold: bool 
         return Cell("-")
     scale, digits = scale_and_digits(key)
     value, error = scale * measured.value, None if measured.error is None else scale * measured.error
+    if not isfinite(value):
+        return Cell("nan" if value != value else f"{value:{sign}}", value)
     return Cell(f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}"), value, error, bold)
 
 
@@ -177,6 +181,10 @@ def _peak_gib(cost: dict[str, dict[str, Any]]) -> float:
     stages = takewhile(lambda stage: stage != "evaluate", cost)
     peaks = [(cost[stage]["peak_device_gib"], cost[stage]["peak_host_gib"]) for stage in stages]
     return max(float(host if device is None else device) for device, host in peaks)
+
+
+def _bold(escaped: str, bold: bool) -> str:
+    return f"**{escaped}**" if bold else escaped
 
 
 def _number(value: float, form: str) -> Cell:

@@ -64,7 +64,11 @@ def make_report() -> Callable[..., dict[str, Any]]:
                 "kurtosis": {stage: {"all": 3.5, "nonzero": 3.0} for stage in ("before", "experts", "weights")}
             },
             "experts": {"ratio": 0.203, "before": [16, 16], "after": [12, 13]},
-            "sparsity": {"target": sparsity, "achieved": sparsity},
+            "sparsity": {
+                "target": sparsity,
+                "achieved": sparsity,
+                "per_layer": [{"removed": 10, "zeros": 20, "weights_in_scope": 100}] * 2,
+            },
             "recovery": None,
             "skipping": None,
             "metrics": metrics,

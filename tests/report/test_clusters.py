@@ -127,7 +127,7 @@ def test_without_the_laboratory_the_rest_is_drawn_and_the_lack_is_told(
     """The official rule's path ends where its run did; a figure of an earlier run must not pass for this one's."""
     official = {"pairs": [[0, 1]], "heights": [1.0]} if linkage == "official" else {}
     write(tmp_path, [layer(0, {}, gates=False) | official], linkage=linkage)
-    (tmp_path / "mass_moved.png").write_text("old")
+    (tmp_path / "mass_moved.png").write_bytes(b"\x89PNG Software\0stun-clusters")
     main([str(tmp_path)])
     assert [file.stem for file in sorted(tmp_path.glob("*.png"))] == [
         name for name in FIGURES if name not in ("agreement", "mass_moved")
@@ -135,6 +135,21 @@ def test_without_the_laboratory_the_rest_is_drawn_and_the_lack_is_told(
     said = capsys.readouterr().out
     assert "mass_moved.png: not drawn, gates were not measured; run with expert_pruner.laboratory=true" in said
     assert "agreement.png: not drawn, no two similarities were compared; run with" in said
+
+
+def test_figures_of_the_user_s_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the place of one that is drawn, and of one that is not drawn any more; drawn once more, ours give way."""
+    write(tmp_path, [layer(0, {}, gates=False)])
+    for name in ("mass_moved", "experts_kept"):
+        (tmp_path / f"{name}.png").write_text("mine")
+    main([str(tmp_path)])
+    main([str(tmp_path)])
+    assert [(tmp_path / f"{name}.png").read_text() for name in ("mass_moved", "experts_kept")] == ["mine"] * 2
+    said = capsys.readouterr().out
+    assert (
+        said.count("experts_kept.png: not drawn, a file that stun-clusters has not drawn is there; move it away") == 2
+    )
+    assert said.count("wrote") == 2 * 4
 
 
 def test_a_run_that_merged_nothing_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,12 @@ Make = Callable[..., dict[str, Any]]
 def _drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One empty figure instead of those that take seconds, which have tests of their own."""
 
-    def draw(reports: Sequence[Any], folder: Path) -> list[figures.Figure]:
-        folder.mkdir(parents=True)
-        (folder / "a.svg").write_text('<svg viewBox="0 0 1 1"></svg>')
-        (folder / "a.png").write_bytes(b"\x89PNG")
-        return [figures.Figure(f"{len(reports)} runs", "A caption.", folder / "a.png", folder / "a.svg")]
+    def draw(reports: Sequence[Any], folder: str) -> list[figures.Figure]:
+        svg = '<svg viewBox="0 0 1 1"></svg>'
+        return [figures.Figure(f"{len(reports)} runs", "A caption.", f"{folder}/a", b"\x89PNG", svg)]
 
-    monkeypatch.setattr(figures, "write_figures", draw)
-    monkeypatch.setattr(figures, "write_figures_over_models", draw)
+    monkeypatch.setattr(figures, "draw_figures", draw)
+    monkeypatch.setattr(figures, "draw_figures_over_models", draw)
 
 
 def sweep(folder: Path, *reports: dict[str, Any]) -> Path:
@@ -70,7 +68,7 @@ def test_a_second_report_reads_no_first_one(make_report: Make, tmp_path: Path, m
     """The report lies inside the folder that is read."""
     folder = sweep(tmp_path / "s", make_report("a"), make_report("b"))
     first = command.write_report([folder], folder / "report").read_text()
-    monkeypatch.setattr(figures, "write_figures", lambda reports, out: [])
+    monkeypatch.setattr(figures, "draw_figures", lambda reports, folder: [])
     assert command.write_report([folder], folder / "report").read_text() != first
     assert "2 runs." in (folder / "report" / "report.md").read_text()
 
@@ -179,3 +177,35 @@ def test_runs_without_a_report_are_named_with_their_reason(
     text = (folder / "report" / "report.md").read_text()
     told = [f"{folder / 'failed'}: too many subsets", f"{folder / 'killed'}: did not end; it was killed"]
     assert text.split("## Failed\n\n")[1].startswith("\n\n".join(["Runs without a report:", *told]))
+
+
+def test_rows_of_different_code_are_told_below_the_table(
+    make_report: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = [make_report(name) for name in "ab"]
+    for report, digest in zip(reports, ("1", "2"), strict=True):
+        report["provenance"]["code"] = {"stun_exp.moe.layers": digest}
+    command.write_report([sweep(tmp_path / "s", *reports)], tmp_path / "out")
+    told = "Rows were made by different code: stun_exp.moe.layers (1 in "
+    texts = [capsys.readouterr().out, *(file.read_text() for file in (tmp_path / "out").rglob("*.[hmt]*"))]
+    assert sum(told in text.replace("\n", " ") for text in texts) >= 4, "printed, on the page, in both Markdown files"
+
+
+def test_models_with_odd_names_have_files_of_their_own(make_report: Make, tmp_path: Path) -> None:
+    """Names that would leave the folder, or are those of other files, or too long for a disk."""
+    sources = ("a/..", "b/", "c/x-1", "d/x", "e/x", "f/models", "g/x-paired", "h/" + "y" * 400)
+    found = sweep(tmp_path / "s", *(make_report(n, model=model) for model in sources for n in "ab"))
+    command.write_report([found], tmp_path / "out")
+    files = {file.name for file in (tmp_path / "out" / "tables").glob("*.csv")}
+    assert len(files) == 2 * len(sources)
+    assert all(file.is_relative_to(tmp_path / "out") for file in tmp_path.rglob("a.png"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    make_report: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    folder = sweep(tmp_path / "s", make_report())
+    assert stun_report(monkeypatch, folder, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'out'}: no folder, where a report's folder is to be;")

@@ -141,3 +141,63 @@ def test_many_runs_are_counted(make_report: Make) -> None:
     assert refusal(*reports) == [
         "bundled:toy_moe: sparsity_scope differs: model in run0; experts in run1, run2 and 6 more"
     ]
+
+
+def made_by(report: dict[str, Any], code: dict[str, str] | None = None, **provenance: Any) -> dict[str, Any]:
+    """The same run, by this code, these versions of libraries, on this machine."""
+    versions = {name: provenance.pop(name) for name in ("torch", "transformers") if name in provenance}
+    report["provenance"]["versions"] |= versions
+    report["provenance"] |= provenance | ({} if code is None else {"code": code})
+    return report
+
+
+WANDA = "stun_exp.unstructured_pruner.wanda"
+
+
+def test_seeds_of_one_row_that_other_code_made_are_refused(make_report: Make) -> None:
+    """Seen: two seeds of Wanda, one run before and one after wanda.py was changed by hand, as 3.633 ± 2.404."""
+    seeds = [made_by(make_report("Wanda", 0.5, 2.0 + 3 * seed, seed=seed), {WANDA: str(seed)}) for seed in (0, 1)]
+    assert refusal(*seeds) == [f"bundled:toy_moe: {WANDA} differs within the row Wanda: 0 in run0; 1 in run1"]
+    made_by(seeds[1], {WANDA: "0", "stun_exp.other": "9"})
+    assert comparable_sets(runs(*seeds))[0].notes == ()
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_seeds_of_one_row_by_other_libraries_are_refused(make_report: Make, library: str) -> None:
+    seeds = [made_by(make_report(seed=seed), **{library: f"2.{seed}"}) for seed in (0, 1)]
+    assert refusal(*seeds) == [
+        f"bundled:toy_moe: the version of {library} differs within the row STUN (OWL): 2.0 in run0; 2.1 in run1"
+    ]
+
+
+def test_a_repeat_by_other_code_is_refused(make_report: Make) -> None:
+    """Equal figures by chance, or because the change made no difference here: nobody knows which run is meant."""
+    assert refusal(*(made_by(make_report(), {WANDA: digest}) for digest in "ab")) == [
+        f"bundled:toy_moe: {WANDA} differs within the row STUN (OWL): a in run0; b in run1"
+    ]
+
+
+def test_rows_by_other_code_or_on_other_machines_are_named(make_report: Make) -> None:
+    """Each method has modules of its own, and those are no difference."""
+    rows = [
+        made_by(make_report("a"), {"shared": "1", "a": "2"}, torch="2.0", threads=2, processor="x"),
+        made_by(make_report("b"), {"shared": "3", "b": "4"}, torch="2.1", threads=1, processor="x"),
+        make_report("old"),
+    ]
+    (one,) = comparable_sets(runs(*rows))
+    assert one.notes == (
+        "Rows were made by different code: shared (1 in run0; 3 in run1); the version of torch (2.0 in run0; 2.1 in "
+        "run1).",
+        "Runs were made on different machines, which moves last digits: the number of threads (2 in run0; 1 in run1).",
+    )
+
+
+def test_reports_without_code_say_nothing_of_it(make_report: Make) -> None:
+    assert comparable_sets(runs(make_report(seed=0), make_report(seed=1)))[0].notes == ()
+
+
+def test_one_model_with_other_layers_is_refused(make_report: Make) -> None:
+    """A report that was cut by hand; no figure of layers could hold both."""
+    cut = make_report("b")
+    cut["experts"] |= {"before": [16], "after": [12]}
+    assert refusal(make_report("a"), cut) == ["bundled:toy_moe: the number of MoE layers differs: 2 in run0; 1 in run1"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from stun_exp.report import charts, drawing
 from stun_exp.report.drawing import Axis, Line, Reference
-from stun_exp.report.figures import Figure, write_figures, write_figures_over_models
+from stun_exp.report.figures import Figure, draw_figures, draw_figures_over_models
 
 ARC, TEXT = "arc/acc,none", "text/byte_perplexity,none"
 BENCHMARKS = {
@@ -74,19 +73,19 @@ def metric(value: float, stderr: float | None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sketches figures without rendering them; (the figure, what matplotlib would draw of it), by name of file."""
 
     def write(reports: Sequence[dict[str, Any]], over_models: bool = False) -> dict[str, tuple[Figure, Any]]:
-        drawn: dict[str, Any] = {}
+        drawn: list[Any] = []
 
-        def keep(figure: Any, stem: Path) -> tuple[Path, Path]:
-            drawn[stem.name] = figure
-            return stem, stem
+        def keep(figure: Any) -> tuple[bytes, str]:
+            drawn.append(figure)
+            return b"", ""
 
-        monkeypatch.setattr(drawing, "save", keep)
-        figures = (write_figures_over_models if over_models else write_figures)(reports, tmp_path)
-        return {figure.png.name: (figure, drawn[figure.png.name]) for figure in figures}
+        monkeypatch.setattr(drawing, "rendered", keep)
+        figures = (draw_figures_over_models if over_models else draw_figures)(reports, "folder")
+        return {f.name.removeprefix("folder/"): (f, picture) for f, picture in zip(figures, drawn, strict=True)}
 
     return write
 
@@ -339,31 +338,23 @@ def test_without_benchmarks_the_stages_are_drawn(shown: Any) -> None:
     assert list(shown([bare])) == ["experts-kept", "kurtosis"]
 
 
-def test_every_kind_is_written(tmp_path: Path) -> None:
+def test_every_kind_is_rendered() -> None:
     """Rendering says nothing either: warnings are errors here."""
     many = [report(f"m{i}", s, perplexity=10.0**i, passes=i) for i in range(9) for s in (0.2, 0.4)]
     maps = [report("A", 0.4, kappa=kappa, lamda=lamda, model="maps") for kappa in range(13) for lamda in (0, 1)]
     ranked = [report(f"m{i}", 0.4, baseline=0.5, model="ranked") for i in range(2)]
-    for figure in write_figures([*many, *maps, *ranked], tmp_path):
-        assert figure.png.read_bytes().startswith(b"\x89PNG")
-        assert "</svg>" in figure.svg.read_text()
+    for figure in draw_figures([*many, *maps, *ranked], "figures"):
+        assert figure.png.startswith(b"\x89PNG")
+        assert "</svg>" in figure.svg
 
 
-def test_figures_of_an_earlier_report_do_not_stay_beside_later_ones(tmp_path: Path) -> None:
-    earlier = {figure.svg for figure in write_figures([report("a"), report("b")], tmp_path)}
-    later = write_figures([report(name, s) for name in "ab" for s in (0.2, 0.4)], tmp_path)
-    assert earlier - {figure.svg for figure in later}
-    assert {*tmp_path.iterdir()} == {file for figure in later for file in (figure.png, figure.svg)}
-
-
-def test_files_are_the_same_bytes_again_and_hold_text_as_text(tmp_path: Path) -> None:
+def test_figures_are_the_same_bytes_again_and_hold_text_as_text() -> None:
     """A dollar in a name starts no formula, and < is no markup."""
     runs = [report("a$b$ <&>", s) for s in (0.2, 0.4)]
-    first, again = (write_figures(runs, tmp_path / folder)[0] for folder in ("1", "2"))
-    assert first.svg.read_bytes() == again.svg.read_bytes()
-    assert first.png.read_bytes() == again.png.read_bytes()
-    assert ">a$b$ &lt;&amp;&gt;</text>" in first.svg.read_text()
-    assert first.png.read_bytes().startswith(b"\x89PNG")
+    first, again = (draw_figures(runs, "figures")[0] for _ in range(2))
+    assert first == again
+    assert ">a$b$ &lt;&amp;&gt;</text>" in first.svg
+    assert first.png.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("count", [1, 8])

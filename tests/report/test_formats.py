@@ -4,6 +4,8 @@ import csv
 import io
 import re
 
+import pytest
+
 from stun_exp.report.formats import comma_separated, latex
 from stun_exp.report.tables import Cell, ResultsTable
 
@@ -51,3 +53,15 @@ def test_csv_has_every_digit_and_the_error_beside_it() -> None:
     assert float(first[1]) == 100 / 3
     assert first[2:] == ["0.125", ""]
     assert second == ["b, c", "2.0", "", "0.0001"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "\r=1"])
+def test_csv_has_no_formula(text: str) -> None:
+    table = ResultsTable([text, "b"], [[Cell(text), Cell("-")]])
+    told = "'" + text.replace("\r", " ")
+    assert list(csv.reader(io.StringIO(comma_separated(table), newline=""))) == [[told, "b"], [told, ""]]
+
+
+@pytest.mark.parametrize("text", ["-5", "+5.3", "-1e-3", "a=b", "<0.001"])
+def test_csv_has_numbers_as_they_are(text: str) -> None:
+    assert comma_separated(ResultsTable(["a"], [[Cell(text)]])) == f"a\n{text}\n"

@@ -149,7 +149,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     heading = "hub/A-model-of-a-long-name-v0.1; arc_challenge (25 shots, acc_norm,none), gsm8k_of_a_long_name (5 shots)"
     sections = [
-        Section(heading, "First.\n\nSecond <b>.", [table()], figures(folder)),
+        Section(heading, "First.\n\nSecond <b>.", [table()], figures()),
         Section("Others", "Text.", [table()], []),
     ]
     file = folder / "index.html"
@@ -167,7 +167,7 @@ def table() -> ResultsTable:
     return ResultsTable(["method", *(f"task_{i} (acc_norm)" for i in range(13))], rows, ("A note <i>.",))
 
 
-def figures(folder: Path) -> list[Figure]:
+def figures() -> list[Figure]:
     few, many = ([Line(f"method & {i}", [0, 1], [i, i + 1], [0.5, None], i) for i in range(count)] for count in (3, 10))
     names = Axis("", ticks={0.0: "one", 1.0: "two"})
     with drawing.style():
@@ -176,7 +176,7 @@ def figures(folder: Path) -> list[Figure]:
             "panels": charts.lines("Panels", many, Axis("x"), Axis("y")),
             "heat": charts.heat("Heat", [[1.0, 2.0], [None, 3.0]], names, names, "acc", 1),
         }
-        return [Figure(stem, f"About {stem}.", *drawing.save(one, folder / stem)) for stem, one in drawn.items()]
+        return [Figure(stem, f"About {stem}.", stem, *drawing.rendered(one)) for stem, one in drawn.items()]
 
 
 def contrast(one: str, other: str) -> float:
@@ -277,9 +277,9 @@ def test_what_is_given_is_text(html: Path) -> None:
     assert {header["scope"] for header in outline.all("th")} == {"col", "row"}
 
 
-def test_a_figure_follows_the_page_s_colours(tmp_path: Path) -> None:
+def test_a_figure_follows_the_page_s_colours() -> None:
     """No light colour is left in it, its ids are its own, and the numbers of a map stay white on dark cells."""
-    for figure in figures(tmp_path):
+    for figure in figures():
         svg = inlined(figure, "f7-")
         assert not [light for light in drawing.DARK if light in svg]
         assert f"var(--{drawing.INK[1:]})" in svg
@@ -287,4 +287,4 @@ def test_a_figure_follows_the_page_s_colours(tmp_path: Path) -> None:
         assert ids
         assert all(name.startswith("f7-") for name in ids)
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= set(ids)
-    assert "#fefefe" in inlined(figures(tmp_path)[2], "")
+    assert "#fefefe" in inlined(figures()[2], "")

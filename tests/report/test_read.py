@@ -61,7 +61,7 @@ def test_what_cannot_be_read_is_named_and_skipped(make_report: Make, tmp_path: P
     assert what["a"] == f"a report of schema {SCHEMA - 1}, and this version reads schema {SCHEMA}; run it again"
     assert what["b"].startswith("a report before schemas were numbered")
     assert what["c/report.json"].startswith("cannot be read (")
-    assert what["d"].startswith("damaged, it lacks cost, experts, metrics")
+    assert what["d"].startswith("damaged, seed: missing, and ")
     assert what["f/report.json"].startswith("cannot be read (")
 
 

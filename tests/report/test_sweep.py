@@ -1,5 +1,7 @@
 """The end of a sweep, from its folder alone: the report, and what failed and why."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from os import utime
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from stun_exp.report.failed import ERROR, failures, keep_error
+from stun_exp.report.failed import ERROR, failures, forget_error, keep_error
 from stun_exp.report.ledger import write_json
 from stun_exp.report.sweep import SweepEnd, conclude
 
@@ -82,13 +84,100 @@ def test_points_that_cannot_be_compared_are_told_and_do_not_undo_the_sweep(
     assert "no report of the sweep" in capsys.readouterr().err
 
 
-def test_a_new_start_forgets_earlier_failures(tmp_path: Path) -> None:
+def test_a_sweep_that_begins_removes_nothing(tmp_path: Path) -> None:
+    """A run that starts again removes what it said itself."""
     keep_error(started(tmp_path / "seed=1"), "no room", OSError("no room"))
-    callback = SweepEnd()
-    callback.on_multirun_start(config_of(tmp_path))
-    assert not (tmp_path / "seed=1" / ERROR).exists()
+    (started(tmp_path / "notes") / ERROR).write_text("mine")
+    SweepEnd().on_multirun_start(config_of(tmp_path))
     assert SweepEnd.folder == tmp_path
     SweepEnd.folder = None
+    assert failures(tmp_path)["seed=1"] == "no room"
+    for run in ("seed=1", "notes"):
+        forget_error(tmp_path / run)
+    assert not (tmp_path / "seed=1" / ERROR).exists()
+    assert (tmp_path / "notes" / ERROR).read_text() == "mine"
+
+
+def test_an_earlier_failure_is_written_over(tmp_path: Path) -> None:
+    for reason in ("one", "two\nlines"):
+        keep_error(tmp_path, reason, ValueError(reason))
+    assert (tmp_path / ERROR).read_text().startswith("stun: two\nlines\n\n")
+
+
+def foreign(file: Path, kind: str, elsewhere: Path) -> None:
+    """Puts something that no run has written where a run's reason would lie."""
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "dangling":
+        file.symlink_to(elsewhere / "nowhere")
+    elif kind == "link":
+        keep_error(elsewhere, "of another run", ValueError())
+        file.symlink_to(elsewhere / ERROR)
+    else:
+        file.write_bytes(b"\xff\x00mine" if kind == "binary" else b"mine")
+
+
+@pytest.mark.parametrize("kind", ["text", "binary", "pipe", "folder", "link", "dangling"])
+def test_what_no_run_has_written_is_left_alone(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run, elsewhere = started(tmp_path / "sweep" / "seed=1"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    foreign(run / ERROR, kind, elsewhere)
+    before = (run / ERROR).lstat()
+    forget_error(run)
+    keep_error(run, "no room", OSError("no room"))
+    assert f"{run / ERROR}: left as it is" in capsys.readouterr().err
+    after = (run / ERROR).lstat()
+    assert (before.st_ino, before.st_size, before.st_mtime) == (after.st_ino, after.st_size, after.st_mtime)
+    assert "did not end" in failures(tmp_path / "sweep")["seed=1"]
+    assert not (elsewhere / "nowhere").exists()
+
+
+@pytest.mark.parametrize("what", [".hydra/config.yaml", "report.json"])
+@pytest.mark.parametrize("kind", ["text", "binary", "pipe", "folder", "dangling"])
+def test_the_end_of_a_sweep_waits_for_nothing_odd(
+    tmp_path: Path, make_report: Make, what: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(started(tmp_path / "good") / "report.json", make_report())
+    foreign(started(tmp_path / "bad") / what, kind, tmp_path)
+    with contextlib.suppress(SystemExit):
+        conclude(tmp_path)
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sparsity", ["[a]", "{a: 1}", "a", "null", "[]", "[[1]]", "0.5"])
+def test_settings_that_are_none_say_that_a_run_did_not_end(tmp_path: Path, sparsity: str) -> None:
+    (started(tmp_path / "a") / ".hydra" / "config.yaml").write_text(f"sparsity: {sparsity}")
+    assert "did not end" in failures(tmp_path)["a"]
+
+
+def test_a_report_that_cannot_be_written_is_one_line(
+    tmp_path: Path, make_report: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(started(tmp_path / "good") / "report.json", make_report())
+    (tmp_path / "report").write_text("mine")
+    conclude(tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"no report of the sweep: {tmp_path / 'report'}: no folder, where a report's folder is to be; move it away, or "
+        "choose another folder with --out"
+    ]
+
+
+def test_a_full_disk_is_one_line_too(
+    tmp_path: Path, make_report: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(started(tmp_path / "good") / "report.json", make_report())
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    conclude(tmp_path)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"no report of the sweep: {tmp_path / 'report' / 'written.json'}: could not be written")
 
 
 def test_a_second_process_that_was_turned_away_is_no_failure_of_the_run(tmp_path: Path, make_report: Make) -> None:
