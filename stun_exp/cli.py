@@ -1,6 +1,7 @@
 """The command line, checked whole before Hydra runs it: Hydra sees few mistakes and stops at the first."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -39,10 +42,16 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
     then, of a sweep that is not too large, each combination. What cannot be judged here is left to Hydra.
     """
     args = get_args_parser().parse_args(argv)
-    not_a_run = (args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)
-    if any(not_a_run) or args.config_dir or args.config_path or args.config_name:
+    if args.config_path or args.config_name:
+        flag = "--config-path" if args.config_path else "--config-name"
+        raise ConfigError(
+            [f"{flag}: there is one config; --config-dir=DIR adds the choices in a folder of yours to it"]
+        )
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise ConfigError([f"--config-dir={args.config_dir}: no such folder; give one with folders like conf/ has"])
+    if any((args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)):
         return list(argv)
-    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+    with _configs(conf, args.config_dir):
         groups = Groups(GlobalHydra.instance().config_loader(), args.overrides)
         typed, mistakes = read(args.overrides, groups)
         compose_cached = cache(_composed)
@@ -69,6 +78,18 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
     if mistakes:
         raise ConfigError(mistakes)
     return _written_out(argv, typed, added)
+
+
+@contextmanager
+def _configs(conf: Path, added: str | None) -> Iterator[None]:
+    """Lets Hydra compose what is in `conf` inside the block, and the choices of one more folder: `--config-dir`."""
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+        if added is not None:
+            path = create_config_search_path(str(conf))
+            path.prepend("command-line", f"file://{Path(added).absolute()}", SearchPathQuery("schema"))
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("stun", path)
+        yield
 
 
 def settings_of(overrides: Sequence[str], conf: Path) -> Settings:

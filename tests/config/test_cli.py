@@ -21,8 +21,37 @@ def test_a_right_command_line_passes_unchanged(conf: Path) -> None:
 
 
 def test_what_is_no_run_is_left_to_hydra(conf: Path) -> None:
-    for flag in ("--help", "--hydra-help", "--info=defaults", "--config-dir=/x", "-cn=other", "-sc"):
+    for flag in ("--help", "--hydra-help", "--info=defaults", "-sc"):
         assert check([flag, "nonsense"], conf) == [flag, "nonsense"]
+
+
+def test_choices_in_a_folder_of_the_user_s_are_checked_like_ours(
+    conf: Path, mistakes: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "expert_pruner" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("{_target_: parts.Cut, ratio: 0.25, method: mean, layers: [1], top: auto}")
+    (tmp_path / "config.yaml").write_text("seed: -1")  # adds choices, and is no other config
+    argv = [f"--config-dir={tmp_path}", "expert_pruner=mine", "model.path=x"]
+    assert check(argv, conf) == argv
+    assert check(["-m", *argv, "seed=0,1"], conf)
+    assert mistakes(f"--config-dir={tmp_path}", "expert_pruner=mien", "sed=1") == [
+        "expert_pruner=mien: no such choice; did you mean mine? (choices: cut, mine, none)",
+        "sed: no such setting; did you mean seed?",
+    ]
+    assert "no such choice" in mistakes("expert_pruner=mine")[0]  # it is gone with the command
+    assert mistakes("-cd", "/not/there", "sed=1") == [
+        "--config-dir=/not/there: no such folder; give one with folders like conf/ has"
+    ]
+
+
+LONG = {"-cn": "--config-name", "-cp": "--config-path"}
+
+
+@pytest.mark.parametrize("flag", [*LONG, *LONG.values()])
+def test_there_is_no_other_config(mistakes: Callable[..., list[str]], flag: str) -> None:
+    (said,) = mistakes(flag, "other", "--help")
+    assert said.startswith(f"{LONG.get(flag, flag)}: there is one config")
 
 
 def test_showing_a_config_checks_names_only(conf: Path) -> None:

@@ -49,6 +49,11 @@ ONE_MISTAKE = {
     "recovery._target_=prts.Off": (
         "recovery._target_=prts.Off: cannot be imported (No module named 'prts'); pass MODULE.CLASS"
     ),
+    "recovery._target_=parts.Lone": (
+        "recovery._target_=parts.Lone: has no num_sequences, recover; recovery needs what "
+        "stun_exp.recovery.protocol.Recovery has, pass recovery=NAME"
+    ),
+    "eval.benchmarks.a._target_=parts.Lone": "eval.benchmarks.a._target_=parts.Lone: must be a component Task",
     "name=${nme}": "name: Interpolation key 'nme' not found",
     "~tracker": "tracker: required; pass tracker=VALUE",
     "seed": "seed: is no setting; write KEY=VALUE",
@@ -131,6 +136,7 @@ def test_nothing_is_said_of_what_a_riddle_would_have_set(mistakes: Callable[...,
 def settings_nodes() -> dict[str, Any]:
     """A composed config with every component off."""
     components = {group: {"_target_": "parts.Off"} for group in Settings.model_fields}
+    components["model"] = {"_target_": "parts.Model", "path": "x"}
     plain = {"sparsity": 0, "sparsity_scope": "model", "seed": 0, "name": "n", "save": False, "dry_run": True}
     return components | plain | {"resume": "continue"}
 
