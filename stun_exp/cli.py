@@ -44,9 +44,7 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
     args = get_args_parser().parse_args(argv)
     if args.config_path or args.config_name:
         flag = "--config-path" if args.config_path else "--config-name"
-        raise ConfigError(
-            [f"{flag}: there is one config; --config-dir=DIR adds the choices in a folder to it"]
-        )
+        raise ConfigError([f"{flag}: there is one config; --config-dir=DIR adds the choices in a folder to it"])
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise ConfigError([f"--config-dir={args.config_dir}: no such folder; give one with folders like conf/ has"])
     if any((args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)):

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from stun_exp.stopping import stoppable
+
 Clusters = Sequence[Sequence[int]]
 
 LABORATORY = "run with expert_pruner.laboratory=true"
@@ -29,6 +31,7 @@ class ClusteredRun:
     layers: list[dict[str, Any]]
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws what can be drawn of a folder, says what cannot and why; exits with 1 if there is nothing."""
     parser = argparse.ArgumentParser(prog="stun-clusters", description=__doc__)
