@@ -15,6 +15,7 @@ from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build, points
 from stun_exp.naming import folder_name
 from stun_exp.overrides import CONFIG_NAME
+from stun_exp.places import check_vacant, not_made
 from stun_exp.report.failed import keep_error
 from stun_exp.report.sweep import SweepEnd, conclude
 from stun_exp.stopping import spare_workers, stop_if_told, stoppable
@@ -68,7 +69,11 @@ def job(cfg: DictConfig) -> float | None:
         assert isinstance(config, dict)
         plain = {str(key): value for key, value in config.items()}
         found = points(settings, plain, Path(here.runtime.output_dir))
-        sweep = Path(here.sweep.dir).absolute().name if here.mode == RunMode.MULTIRUN else None
+        sweep = None
+        if here.mode == RunMode.MULTIRUN:
+            sweep = Path(here.sweep.dir).absolute().name
+            for point in found:
+                check_vacant(point.out, point.config, here.sweep.dir)
         run(found, here.runtime.choices, sweep)
         return objective([point.out for point in found])
     except Exception as error:
@@ -122,10 +127,11 @@ def _stopped() -> str:
     kind, folder = ("run", _Single.folder) if SweepEnd.folder is None else ("sweep", SweepEnd.folder)
     if folder is None:
         return "stopped"  # nothing was begun
-    unresolved = OmegaConf.to_container(HydraConfig.get()[kind], resolve=False)
+    here = HydraConfig.get()
+    unresolved = OmegaConf.to_container(OmegaConf.create({"run": here.run, "sweep": here.sweep}), resolve=False)
     assert isinstance(unresolved, dict)
     within = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    timed = f" with hydra.{kind}.dir={within}" if "${now:" in unresolved["dir"] else ""
+    timed = f" with hydra.{kind}.dir={within}" if "${now:" in unresolved[kind]["dir"] else ""
     return f"stopped; the same command goes on{timed}"
 
 
@@ -156,11 +162,14 @@ def _main(conf: Path) -> None:
         sys.exit(2)
     except Exception as error:
         stop_if_told()
-        if SweepEnd.folder is None:
+        hydras = isinstance(error, OSError) and not SHOW_ALL  # ours are told where they happen
+        if SweepEnd.folder is None and not hydras:
             raise
-        # A launcher lost a worker; what the others did is on disk.
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        conclude(SweepEnd.folder)
+        kind = "run" if SweepEnd.folder is None else "sweep"
+        why = not_made(error, f"hydra.{kind}.dir") if isinstance(error, OSError) else one_line(error)
+        print(f"error: {why}", file=sys.stderr)
+        if SweepEnd.folder is not None:  # also if a launcher lost a worker: what the others did is on disk
+            conclude(SweepEnd.folder)
         sys.exit(1)
 
 

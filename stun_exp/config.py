@@ -122,7 +122,12 @@ class Point(NamedTuple):
 
 def folders(sparsity: float | Sequence[float], out: Path) -> list[Path]:
     """Where runs are: one in `out`, or one of each of several sparsities in folders there."""
-    return [out] if isinstance(sparsity, int | float) else [out / f"sparsity={one:g}" for one in sparsity]
+    return [out] if isinstance(sparsity, int | float) else [out / f"sparsity={_shortest(one)}" for one in sparsity]
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that is read as this number and no other: 0.4, 0.4000000001."""
+    return short if float(short := f"{number:g}") == number else repr(number)
 
 
 def points(settings: Settings, config: dict[str, Any], out: Path) -> list[Point]:

@@ -107,10 +107,12 @@ FILES = {
         dry_run: false
         resume: continue
         hydra:
-          job: {name: stun}
+          job: {name: stun, config: {override_dirname: {exclude_keys: [dry_run, resume]}}}
           callbacks: {end: {_target_: stun_exp.report.sweep.SweepEnd}}
           run: {dir: out}
-          sweep: {dir: out, subdir: '${hydra.job.override_dirname}'}
+          sweep:
+            dir: out
+            subdir: ${folder_name:${hydra.overrides.task},${hydra.job.config.override_dirname.exclude_keys}}
         """,
     "model/folder": "{_target_: parts.Model, path: '???'}",
     "expert_pruner/cut": "{_target_: parts.Cut, ratio: 0.25, method: mean, layers: [1], top: auto}",
