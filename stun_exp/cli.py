@@ -39,15 +39,18 @@ MOST_CONFIGS, MOST_JOBS = 64, 1000
 UNNAMED = "hydra.job.config.override_dirname.exclude_keys"
 """The settings that are not in the names of a sweep's folders."""
 
+FOLDER_NAME = "${folder_name:"
+
 # What Hydra raises for a reason that is the user's.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 
-def check(argv: Sequence[str], conf: Path) -> list[str]:
+def check(argv: Sequence[str], conf: Path, writes: bool = True) -> list[str]:
     """`argv` for Hydra to run: the same, with globs over choices written out, and what names a sweep's folders.
 
     Raises ConfigError with every mistake. Each value of a sweep is tried on top of the first value of the others, and
-    then, of a sweep that is not too large, each combination. What cannot be judged here is left to Hydra.
+    then, of a sweep that is not too large, each combination. What cannot be judged here is left to Hydra. A command
+    that `writes` needs a folder.
     """
     args = get_args_parser().parse_args(argv)
     if args.config_path or args.config_name:
@@ -81,7 +84,7 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
         else:
             mistakes += _needing_multirun(typed, {} if args.cfg else params)
             typed = [replace(argument, texts=argument.texts[:1]) for argument in typed]
-        jobs = _Jobs([*typed, *added], params, groups, compose_cached, args.cfg is not None, unnamed)
+        jobs = _Jobs([*typed, *added], params, groups, compose_cached, args.cfg is not None, unnamed, writes)
         mistakes += jobs.mistakes()
     if mistakes:
         raise ConfigError(mistakes)
@@ -106,7 +109,7 @@ def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
     flags = [argument for argument in overrides if argument.startswith("-")]
     if flags:
         raise ConfigError(f"{flag}: only settings, KEY=VALUE, can be given here; flags are for runs" for flag in flags)
-    check(overrides, conf)
+    check(overrides, conf, writes=False)
     with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
         return build(_composed(tuple(overrides)).cfg)
 
@@ -128,6 +131,7 @@ class _Composed(NamedTuple):
     unnamed: list[str]  # settings that no folder is named by
     run_dir: str | None  # None where that is not known before the run
     sweep_dir: str | None
+    names_folders: bool  # whether we name the folders in it, and not a hydra.sweep.subdir that was typed
 
 
 def _composed(overrides: tuple[str, ...]) -> _Composed:
@@ -138,11 +142,16 @@ def _composed(overrides: tuple[str, ...]) -> _Composed:
     settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     launcher = {"choice": cfg.hydra.runtime.choices["hydra/launcher"], "target": cfg.hydra.launcher._target_}
     run_dir, sweep_dir = (
-        OmegaConf.select(cfg, f"hydra.{kind}.dir", throw_on_resolution_failure=False) for kind in ("run", "sweep")
+        None if found is None else str(found)
+        for kind in ("run", "sweep")
+        for found in [OmegaConf.select(cfg, f"hydra.{kind}.dir", throw_on_resolution_failure=False)]
     )
+    unresolved = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+    assert isinstance(unresolved, dict)
     params = {str(key): value for key, value in sweep.items()}
     unnamed = list(OmegaConf.select(cfg, UNNAMED))
-    return _Composed(settings, cfg, params, cfg.hydra.mode, launcher, unnamed, run_dir, sweep_dir)
+    ours = FOLDER_NAME in str(unresolved["subdir"])
+    return _Composed(settings, cfg, params, cfg.hydra.mode, launcher, unnamed, run_dir, sweep_dir, ours)
 
 
 def _alike(arguments: list[Argument], params: dict[str, Any], unnamed: list[str]) -> list[str]:
@@ -202,6 +211,7 @@ class _Jobs:
     composed: Callable[[tuple[str, ...]], _Composed]
     names_only: bool  # `--cfg` shows a config whatever its values
     unnamed: list[str] | None  # settings that do not name a sweep's folders; None if this is none
+    writes: bool  # whether its folders matter
 
     def mistakes(self) -> Iterator[str]:
         """The mistakes of the first job, those that each further value of a sweep adds, or those of combinations."""
@@ -215,7 +225,8 @@ class _Jobs:
                 for line in self._of(arguments, [*first[:i], text, *first[i + 1 :]]):
                     if line not in in_all:
                         said.append(line)
-                        yield line if line.startswith(text) else f"{line} (in the job with {text})"
+                        typed = text.replace("\\", "")  # Hydra escapes some characters of what it reads
+                        yield line if line.startswith(typed) else f"{line} (in the job with {typed})"
         configs = prod(len(argument.texts) for argument in arguments if argument.composes)
         if said or configs > MOST_CONFIGS or prod(len(argument.texts) for argument in arguments) > MOST_JOBS:
             return
@@ -251,7 +262,7 @@ class _Jobs:
                 yield f"{text}: {one_line(error)}"
         if self.names_only:
             return
-        out = self._folder(composed, arguments, job)
+        out = self._folder(composed, arguments, job) if self.writes else None
         if out is not None and (why := unusable(out)):
             yield f"{self._place(composed)}: {why}"
         try:
@@ -259,7 +270,8 @@ class _Jobs:
         except ConfigError as error:
             yield from error.mistakes
         else:
-            if out is not None and self.unnamed is not None and not unknown and Path(out).is_dir():
+            named = self.unnamed is not None and composed.names_folders
+            if named and out is not None and not unknown and Path(out).is_dir():
                 yield from _of_others(settings, cfg, composed, out)
 
     def _place(self, composed: _Composed) -> str:
@@ -272,8 +284,8 @@ class _Jobs:
         """Where a job's run is to be; None where only Hydra will know."""
         if self.unnamed is None:
             return composed.run_dir
-        if composed.sweep_dir is None:
-            return None
+        if composed.sweep_dir is None or not composed.names_folders:
+            return composed.sweep_dir
         own = [text for text, argument in zip(job, arguments, strict=True) if not _is_hydras(argument)]
         return f"{composed.sweep_dir}/{folder_name(own, self.unnamed)}"
 

@@ -22,7 +22,7 @@ def folder_name(overrides: Iterable[str], unnamed: Iterable[str]) -> str:
 
 def _short(override: str) -> str:
     """An override whose value, if that is a path, is its last part and a hash of the whole."""
-    key, equals, value = override.partition("=")
+    key, equals, value = override.replace("\\", "").partition("=")  # Hydra escapes some characters, a colon for one
     if "/" in value:
         value = f"{value.rstrip('/').rpartition('/')[2].strip(QUOTES)}-{_digest(value)}"
     return f"{key.replace('/', '_')}{equals}{value}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stun_exp.cli import check
+from stun_exp.cli import check, settings_of
 from stun_exp.places import unusable
 
 Mistakes = Callable[..., list[str]]
@@ -89,3 +89,8 @@ def test_it_is_told_with_all_other_mistakes(mistakes: Mistakes, tmp_path: Path) 
 def test_the_other_kind_s_folder_does_not_matter(conf: Path, tmp_path: Path) -> None:
     assert check([f"hydra.sweep.dir={file(tmp_path)}", "model.path=x"], conf)
     assert check(["-m", "seed=0,1", f"hydra.run.dir={file(tmp_path)}", "model.path=x"], conf)
+
+
+def test_a_command_that_writes_nothing_needs_no_folder(conf: Path, tmp_path: Path) -> None:
+    assert settings_of([f"hydra.run.dir={file(tmp_path)}", "model.path=x"], conf)
+    assert check(["--cfg", "job", f"hydra.run.dir={file(tmp_path)}"], conf)
