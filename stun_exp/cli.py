@@ -2,19 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -25,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from stun_exp.composing import UNNAMED, Composed, composed, configs
 from stun_exp.config import ConfigError, Settings, build, points
 from stun_exp.naming import folder_name
-from stun_exp.overrides import CONFIG_NAME, Argument, Groups, parsed, read
+from stun_exp.overrides import Argument, Groups, parsed, read
 from stun_exp.places import other_run, taken, unusable
 from stun_exp.wording import did_you_mean, dotted, no_such, shown
 
@@ -35,11 +33,6 @@ LONGEST_SHOWN = 100
 """Characters of a folder's name in a line that says what is wrong with it."""
 MOST_CONFIGS, MOST_JOBS = 64, 1000
 """A config takes a tenth of a second to compose, a job with other values a hundredth to check."""
-
-UNNAMED = "hydra.job.config.override_dirname.exclude_keys"
-"""The settings that are not in the names of a sweep's folders."""
-
-FOLDER_NAME = "${folder_name:"
 
 # What Hydra raises for a reason that is the user's.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -60,10 +53,10 @@ def check(argv: Sequence[str], conf: Path, writes: bool = True) -> list[str]:
         raise ConfigError([f"--config-dir={args.config_dir}: no such folder; give one with folders like conf/ has"])
     if any((args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)):
         return list(argv)
-    with _configs(conf, args.config_dir):
+    with configs(conf, args.config_dir):
         groups = Groups(GlobalHydra.instance().config_loader(), args.overrides)
         typed, mistakes = read(args.overrides, groups)
-        compose_cached = cache(_composed)
+        compose_cached = cache(composed)
         try:
             first = compose_cached(_composing(typed))
         except MissingConfigException as error:
@@ -92,18 +85,6 @@ def check(argv: Sequence[str], conf: Path, writes: bool = True) -> list[str]:
     return _written_out(argv, typed, added, naming)
 
 
-@contextmanager
-def _configs(conf: Path, added: str | None) -> Iterator[None]:
-    """Lets Hydra compose what is in `conf` inside the block, and the choices of one more folder: `--config-dir`."""
-    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
-        if added is not None:
-            path = create_config_search_path(str(conf))
-            path.prepend("command-line", f"file://{Path(added).absolute()}", SearchPathQuery("schema"))
-            GlobalHydra.instance().clear()
-            Hydra.create_main_hydra2("stun", path)
-        yield
-
-
 def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
     """The settings of the one run that `overrides` describe; ConfigError with every mistake."""
     flags = [argument for argument in overrides if argument.startswith("-")]
@@ -111,47 +92,13 @@ def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
         raise ConfigError(f"{flag}: only settings, KEY=VALUE, can be given here; flags are for runs" for flag in flags)
     check(overrides, conf, writes=False)
     with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
-        return build(_composed(tuple(overrides)).cfg)
+        return build(composed(tuple(overrides)).cfg)
 
 
 def one_line(error: Exception) -> str:
     """What an error of Hydra's says, with its cause, on one line."""
     parts = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]
     return "; ".join(" ".join(part.split()) for part in parts) or type(error).__name__
-
-
-class _Composed(NamedTuple):
-    """A config, and what Hydra says about running it."""
-
-    cfg: DictConfig
-    hydra: DictConfig  # the same with Hydra's own settings
-    sweep: dict[str, Any]
-    mode: RunMode | None
-    launcher: dict[str, str]  # its choice and its class
-    unnamed: list[str]  # settings that no folder is named by
-    run_dir: str | None  # None where that is not known before the run
-    sweep_dir: str | None
-    names_folders: bool  # whether we name the folders in it, and not a hydra.sweep.subdir that was typed
-
-
-def _composed(overrides: tuple[str, ...]) -> _Composed:
-    cfg = compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in the settings
-    sweep = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.sweeper.params") or OmegaConf.create())
-    assert isinstance(sweep, dict)
-    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    launcher = {"choice": cfg.hydra.runtime.choices["hydra/launcher"], "target": cfg.hydra.launcher._target_}
-    run_dir, sweep_dir = (
-        None if found is None else str(found)
-        for kind in ("run", "sweep")
-        for found in [OmegaConf.select(cfg, f"hydra.{kind}.dir", throw_on_resolution_failure=False)]
-    )
-    unresolved = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
-    assert isinstance(unresolved, dict)
-    params = {str(key): value for key, value in sweep.items()}
-    unnamed = list(OmegaConf.select(cfg, UNNAMED))
-    ours = FOLDER_NAME in str(unresolved["subdir"])
-    return _Composed(settings, cfg, params, cfg.hydra.mode, launcher, unnamed, run_dir, sweep_dir, ours)
 
 
 def _alike(arguments: list[Argument], params: dict[str, Any], unnamed: list[str]) -> list[str]:
@@ -208,7 +155,7 @@ class _Jobs:
     arguments: list[Argument]
     params: dict[str, Any]
     groups: Groups
-    composed: Callable[[tuple[str, ...]], _Composed]
+    composed: Callable[[tuple[str, ...]], Composed]
     names_only: bool  # `--cfg` shows a config whatever its values
     unnamed: list[str] | None  # settings that do not name a sweep's folders; None if this is none
     writes: bool  # whether its folders matter
@@ -274,13 +221,13 @@ class _Jobs:
             if named and out is not None and not unknown and Path(out).is_dir():
                 yield from _of_others(settings, cfg, composed, out)
 
-    def _place(self, composed: _Composed) -> str:
+    def _place(self, composed: Composed) -> str:
         """The setting that says where runs are, and its value."""
         kind, value = ("run", composed.run_dir) if self.unnamed is None else ("sweep", composed.sweep_dir)
         text = str(value)
         return f"hydra.{kind}.dir={shown(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '...')}"
 
-    def _folder(self, composed: _Composed, arguments: list[Argument], job: list[str]) -> str | None:
+    def _folder(self, composed: Composed, arguments: list[Argument], job: list[str]) -> str | None:
         """Where a job's run is to be; None where only Hydra will know."""
         if self.unnamed is None:
             return composed.run_dir
@@ -298,7 +245,7 @@ class _Jobs:
         return Settings.model_fields.keys() - {a.key for a in self.arguments if not a.composes}
 
 
-def _of_others(settings: Settings, cfg: DictConfig, composed: _Composed, out: str) -> Iterator[str]:
+def _of_others(settings: Settings, cfg: DictConfig, composed: Composed, out: str) -> Iterator[str]:
     """The mistake of a sweep into the folders of another, with other settings."""
     HydraConfig.instance().set_config(composed.hydra)  # another job's may have been composed since
     plain = OmegaConf.to_container(cfg, resolve=True)

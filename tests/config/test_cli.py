@@ -13,7 +13,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from stun_exp.__main__ import main
-from stun_exp.cli import UNNAMED, check, settings_of
+from stun_exp.cli import check, settings_of
+from stun_exp.composing import UNNAMED
 from stun_exp.config import ConfigError
 
 
