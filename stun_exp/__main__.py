@@ -131,7 +131,7 @@ def _stopped() -> str:
     unresolved = OmegaConf.to_container(OmegaConf.create({"run": here.run, "sweep": here.sweep}), resolve=False)
     assert isinstance(unresolved, dict)
     within = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    timed = f" with hydra.{kind}.dir={within}" if "${now:" in unresolved[kind]["dir"] else ""
+    timed = f" with hydra.{kind}.dir={within}" if "${now:" in str(unresolved[kind]["dir"]) else ""
     return f"stopped; the same command goes on{timed}"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from inspect import get_annotations
 
 from pydantic import BaseModel
@@ -19,11 +20,12 @@ class Fits:
     kind: type
 
 
-def members(kind: type) -> set[str]:
+@cache
+def members(kind: type) -> frozenset[str]:
     """The public methods, properties and settings that a class or a protocol defines."""
     bases = [base for base in kind.__mro__ if base not in _HAVE_NOTHING and base.__module__ != "typing"]
     names = {name for base in bases for name in (*vars(base), *get_annotations(base))}
-    return {name for name in names if not name.startswith("_") and not hasattr(Component, name)}
+    return frozenset(name for name in names if not name.startswith("_") and not hasattr(Component, name))
 
 
 def lacking(component: type[Component], kind: type) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,7 +30,8 @@ def stoppable(say: Callable[[], str] = lambda: "stopped") -> Iterator[None]:
     A second signal ends it at once.
     """
     # What is ignored stays so: a shell's background processes do not end with Ctrl-C in its terminal.
-    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    numbers = SIGNALS if current_thread() is main_thread() else ()  # no other thread may say what signals do
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, _stop)
     try:
