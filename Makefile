@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types check bench bench-scale results clean
+.PHONY: help setup demo test test-kernels lint types check bench bench-scale results clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: $(READY) ## Prune the bundled model by STUN + OWL, OWL and Wanda at 40 % a
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest
+
+test-kernels: $(READY) ## Run the tests that compute with the kernels of other processors, on one and two threads
+	scripts/test_kernels.sh $(TESTS)
 
 lint: $(READY) ## Check style and format
 	$(BIN)/ruff check .

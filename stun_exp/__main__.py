@@ -15,8 +15,10 @@ from stun_exp.cli import HYDRA_ERRORS, check, one_line, settings_of
 from stun_exp.config import ConfigError, build, points
 from stun_exp.naming import folder_name
 from stun_exp.overrides import CONFIG_NAME
+from stun_exp.places import check_vacant, not_made
 from stun_exp.report.failed import forget_error, keep_error
 from stun_exp.report.sweep import SweepEnd, conclude
+from stun_exp.stopping import spare_workers, stop_if_told, stoppable
 
 PACKAGE = Path(__file__).parent
 # In a wheel the configs lie in the package, in a checkout beside it.
@@ -52,6 +54,8 @@ def job(cfg: DictConfig) -> float | None:
     to tell: to raise it, or to exit, would stop other runs under one launcher or another.
     """
     here = HydraConfig.get()
+    if here.mode != RunMode.MULTIRUN:
+        _Single.folder = Path(here.runtime.output_dir)
     try:
         forget_error(Path(here.runtime.output_dir))
         settings = build(cfg)
@@ -66,10 +70,15 @@ def job(cfg: DictConfig) -> float | None:
         assert isinstance(config, dict)
         plain = {str(key): value for key, value in config.items()}
         found = points(settings, plain, Path(here.runtime.output_dir))
-        sweep = Path(here.sweep.dir).absolute().name if here.mode == RunMode.MULTIRUN else None
+        sweep = None
+        if here.mode == RunMode.MULTIRUN:
+            sweep = Path(here.sweep.dir).absolute().name
+            for point in found:
+                check_vacant(point.out, point.config, here.sweep.dir)
         run(found, here.runtime.choices, sweep)
         return objective([point.out for point in found])
     except Exception as error:
+        stop_if_told()
         if here.mode != RunMode.MULTIRUN and isinstance(error, ConfigError):
             raise
         told = _tell(error)
@@ -94,17 +103,47 @@ def inspect(overrides: list[str], conf: Path) -> None:
     try:
         show.run(settings)
     except Exception as error:
+        stop_if_told()
         _tell(error)
         sys.exit(1)
 
 
+class _Single:
+    """The one run of this process, if it is no sweep."""
+
+    folder: Path | None = None
+
+
 def main(conf: Path = CONF) -> None:
     """Runs the command line; exits with 2 for a mistake in it or a config, with 1 for a run that failed."""
+    with stoppable(_stopped):
+        _main(conf)
+
+
+def _stopped() -> str:
+    """What to say when the command is stopped: whether it goes on, and with which folder if its own has the time in it.
+
+    HydraConfig still has what the check of the command line composed.
+    """
+    kind, folder = ("run", _Single.folder) if SweepEnd.folder is None else ("sweep", SweepEnd.folder)
+    if folder is None:
+        return "stopped"  # nothing was begun
+    here = HydraConfig.get()
+    unresolved = OmegaConf.to_container(OmegaConf.create({"run": here.run, "sweep": here.sweep}), resolve=False)
+    assert isinstance(unresolved, dict)
+    within = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    timed = f" with hydra.{kind}.dir={within}" if "${now:" in str(unresolved[kind]["dir"]) else ""
+    return f"stopped; the same command goes on{timed}"
+
+
+def _main(conf: Path) -> None:
     try:
         if sys.argv[1:2] == ["inspect"]:
             inspect(sys.argv[2:], conf)
             return
         sys.argv[1:] = check(sys.argv[1:], conf)
+        if HydraConfig.initialized() and HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib":
+            spare_workers()
         if not SHOW_ALL:
             os.environ["STUN_SHORT_ERRORS"] = "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print, so that it is told here
@@ -115,6 +154,7 @@ def main(conf: Path = CONF) -> None:
         print(*(f"  {line}" for line in error.mistakes), sep="\n", file=sys.stderr)
         sys.exit(2)
     except HYDRA_ERRORS as error:
+        stop_if_told()
         if SHOW_ALL:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -122,11 +162,15 @@ def main(conf: Path = CONF) -> None:
             conclude(SweepEnd.folder)
         sys.exit(2)
     except Exception as error:
-        if SweepEnd.folder is None:
+        stop_if_told()
+        hydras = isinstance(error, OSError) and not SHOW_ALL  # ours are told where they happen
+        if SweepEnd.folder is None and not hydras:
             raise
-        # A launcher lost a worker; what the others did is on disk.
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        conclude(SweepEnd.folder)
+        kind = "run" if SweepEnd.folder is None else "sweep"
+        why = not_made(error, f"hydra.{kind}.dir") if isinstance(error, OSError) else one_line(error)
+        print(f"error: {why}", file=sys.stderr)
+        if SweepEnd.folder is not None:  # also if a launcher lost a worker: what the others did is on disk
+            conclude(SweepEnd.folder)
         sys.exit(1)
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stun_exp.cache import Store
 from stun_exp.component import Component
@@ -96,7 +96,7 @@ class Calibration(Component):
         path = getattr(self, "path", None)
         key = {
             "calibration": f"{type(self).__qualname__} {self!r}",
-            "text": None if path is None else digest(text_file(path)),
+            "text": None if path is None else digest(Path(path).expanduser()),
             "seed": seed,
             "decoder_start": decoder_start,
             "tokenizer": dict(model),
@@ -145,8 +145,13 @@ class LocalText(Calibration):
         random.Random(seed).shuffle(blocks)
         return iter(blocks[: self.num_sequences])
 
+    @field_validator("path")
+    @classmethod
+    def _is_text(cls, path: str) -> str:
+        return text_file(path, ".txt", ".jsonl")
+
     def _documents(self, tokenizer: Any) -> list[list[int]]:
-        file = text_file(self.path, ".txt", ".jsonl")
+        file = Path(self.path).expanduser()
         if file.suffix == ".txt":
             documents = [tokenizer(text_of(file, self.path))["input_ids"]]
         else:
@@ -193,14 +198,14 @@ class C4(Calibration):
                 return
 
 
-def text_file(path: str, *endings: str) -> Path:
-    """What `calibration.path` names; FileNotFoundError, or ValueError if it ends otherwise."""
+def text_file(path: str, *endings: str) -> str:
+    """`path`, where a file of text is; ValueError if there is none, or if it ends otherwise."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"calibration.path={path}: no such file")
-    if endings and file.suffix not in endings:
-        raise ValueError(f"calibration.path={path}: must end in {' or '.join(endings)}")
-    return file
+        raise ValueError("no such file")
+    if file.suffix not in endings:
+        raise ValueError(f"must end in {' or '.join(endings)}")
+    return path
 
 
 def text_of(file: Path, path: str) -> str:

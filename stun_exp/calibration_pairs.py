@@ -7,7 +7,10 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
+
+from pydantic import field_validator
 
 from stun_exp.calibration import Calibration, CalibrationTokens, checked_text, json_rows, text_file, token_ids
 
@@ -23,6 +26,11 @@ class Pairs(Calibration):
 
     path: str
 
+    @field_validator("path")
+    @classmethod
+    def _is_text(cls, path: str) -> str:
+        return text_file(path, ".jsonl")
+
     def sequences(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
         raise ValueError("recovery trains decoder-only models alone; with calibration=pairs pass recovery=none")
 
@@ -34,7 +42,7 @@ class Pairs(Calibration):
                 "calibration=pairs has sources and targets, and the model is decoder-only, which reads plain text: "
                 "pass calibration=local calibration.path=FILE"
             )
-        rows = json_rows(text_file(self.path, ".jsonl"), self.path)
+        rows = json_rows(Path(self.path).expanduser(), self.path)
         found = [self._pair(row, where, tokenizer, decoder_start) for where, row in rows]
         if len(found) < self.num_sequences:
             raise ValueError(

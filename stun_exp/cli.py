@@ -1,5 +1,6 @@
 """The command line, checked whole before Hydra runs it: Hydra sees few mistakes and stops at the first."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -7,9 +8,9 @@ from functools import cache
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,10 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from stun_exp.config import ConfigError, Settings, build
-from stun_exp.overrides import CONFIG_NAME, Argument, Groups, parsed, read
-from stun_exp.wording import did_you_mean, dotted, no_such
+from stun_exp.composing import UNNAMED, Composed, composed, configs
+from stun_exp.config import ConfigError, Settings, build, points
+from stun_exp.naming import folder_name
+from stun_exp.overrides import Argument, Groups, parsed, read
+from stun_exp.places import other_run, taken, unusable
+from stun_exp.wording import did_you_mean, dotted, no_such, shown
 
+LONGEST_SHOWN = 100
+"""Characters of a folder's name in a line that says what is wrong with it."""
 MOST_CONFIGS, MOST_JOBS = 64, 1000
 """A config takes a tenth of a second to compose, a job with other values a hundredth to check."""
 
@@ -32,22 +38,27 @@ MOST_CONFIGS, MOST_JOBS = 64, 1000
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 
-def check(argv: Sequence[str], conf: Path) -> list[str]:
-    """`argv` for Hydra to run: the same, with globs over choices written out.
+def check(argv: Sequence[str], conf: Path, writes: bool = True) -> list[str]:
+    """`argv` for Hydra to run: the same, with globs over choices written out, and what names a sweep's folders.
 
     Raises ConfigError with every mistake. Each value of a sweep is tried on top of the first value of the others, and
-    then, of a sweep that is not too large, each combination. What cannot be judged here is left to Hydra.
+    then, of a sweep that is not too large, each combination. What cannot be judged here is left to Hydra. A command
+    that `writes` needs a folder.
     """
     args = get_args_parser().parse_args(argv)
-    not_a_run = (args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)
-    if any(not_a_run) or args.config_dir or args.config_path or args.config_name:
+    if args.config_path or args.config_name:
+        flag = "--config-path" if args.config_path else "--config-name"
+        raise ConfigError([f"{flag}: there is one config; --config-dir=DIR adds the choices in a folder to it"])
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise ConfigError([f"--config-dir={args.config_dir}: no such folder; give one with folders like conf/ has"])
+    if any((args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)):
         return list(argv)
-    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+    with configs(conf, args.config_dir):
         groups = Groups(GlobalHydra.instance().config_loader(), args.overrides)
         typed, mistakes = read(args.overrides, groups)
-        compose_cached = cache(_composed)
+        compose_cached = cache(composed)
         try:
-            _, params, mode, launcher = compose_cached(_composing(typed))
+            first = compose_cached(_composing(typed))
         except MissingConfigException as error:
             if error.missing_cfg_file != "hydra/sweeper/optuna":  # what hydra/sweeper=search is made of
                 raise ConfigError([*mistakes, one_line(error)]) from error
@@ -56,19 +67,22 @@ def check(argv: Sequence[str], conf: Path) -> list[str]:
         except HYDRA_ERRORS as error:
             raise ConfigError([*mistakes, one_line(error)]) from error
         added: list[Argument] = []
-        if args.multirun or mode == RunMode.MULTIRUN:
+        params, unnamed = first.sweep, None
+        if args.multirun or first.mode == RunMode.MULTIRUN:
             # what is typed beats what the sweep's file says
             texts = [f"{key}={value}" for key, value in params.items() if key not in {a.key for a in typed}]
             added, wrong = read(texts, groups)
-            mistakes += [*wrong, *_needing_plugin(**launcher)]
+            mistakes += [*wrong, *_needing_plugin(**first.launcher)]
+            unnamed = [*first.unnamed, *_alike([*typed, *added], params, first.unnamed)]
         else:
             mistakes += _needing_multirun(typed, {} if args.cfg else params)
             typed = [replace(argument, texts=argument.texts[:1]) for argument in typed]
-        jobs = _Jobs([*typed, *added], params, groups, compose_cached, names_only=args.cfg is not None)
+        jobs = _Jobs([*typed, *added], params, groups, compose_cached, args.cfg is not None, unnamed, writes)
         mistakes += jobs.mistakes()
     if mistakes:
         raise ConfigError(mistakes)
-    return _written_out(argv, typed, added)
+    naming = [] if unnamed in (None, first.unnamed) else [f"{UNNAMED}=[{','.join(unnamed)}]"]
+    return _written_out(argv, typed, added, naming)
 
 
 def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
@@ -76,9 +90,9 @@ def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
     flags = [argument for argument in overrides if argument.startswith("-")]
     if flags:
         raise ConfigError(f"{flag}: only settings, KEY=VALUE, can be given here; flags are for runs" for flag in flags)
-    check(overrides, conf)
+    check(overrides, conf, writes=False)
     with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
-        return build(_composed(tuple(overrides)).cfg)
+        return build(composed(tuple(overrides)).cfg)
 
 
 def one_line(error: Exception) -> str:
@@ -87,23 +101,20 @@ def one_line(error: Exception) -> str:
     return "; ".join(" ".join(part.split()) for part in parts) or type(error).__name__
 
 
-class _Composed(NamedTuple):
-    """A config, and what Hydra says about running it."""
+def _alike(arguments: list[Argument], params: dict[str, Any], unnamed: list[str]) -> list[str]:
+    """The settings that are the same in all of a sweep's runs; none if nothing differs, and names would be empty.
 
-    cfg: DictConfig
-    sweep: dict[str, Any]
-    mode: RunMode | None
-    launcher: dict[str, str]  # its choice and its class
+    Those of the sweep's file name folders even if one value was typed, so that it goes on with the others.
+    """
+    swept = {parsed(argument.given).key_or_group for argument in arguments if argument.sweeps}
+    if not (differ := (swept | params.keys()) - set(unnamed)):
+        return []
+    keys = [parsed(argument.given).key_or_group for argument in arguments if not _is_hydras(argument)]
+    return [key for key in dict.fromkeys(keys) if key not in {*differ, *unnamed}]
 
 
-def _composed(overrides: tuple[str, ...]) -> _Composed:
-    cfg = compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in the settings
-    sweep = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.sweeper.params") or OmegaConf.create())
-    assert isinstance(sweep, dict)
-    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    launcher = {"choice": cfg.hydra.runtime.choices["hydra/launcher"], "target": cfg.hydra.launcher._target_}
-    return _Composed(settings, {str(key): value for key, value in sweep.items()}, cfg.hydra.mode, launcher)
+def _is_hydras(argument: Argument) -> bool:
+    return re.split("[./]", argument.key.lstrip("+~"))[0] == "hydra"
 
 
 def _composing(arguments: list[Argument]) -> tuple[str, ...]:
@@ -128,12 +139,12 @@ def _needing_plugin(choice: str, target: str) -> Iterator[str]:
         yield f"hydra/launcher={choice}: its plugin is not installed; pip install 'stun-exp[{choice}]'"
 
 
-def _written_out(argv: Sequence[str], typed: list[Argument], added: list[Argument]) -> list[str]:
-    """`argv` with its globs written out, and those of the sweep's file, which what is typed overrides."""
+def _written_out(argv: Sequence[str], typed: list[Argument], added: list[Argument], more: Sequence[str]) -> list[str]:
+    """`argv` with its globs written out, and those of the sweep's file, which what is typed overrides; and `more`."""
     rewritten = {argument.given: argument.rewritten for argument in typed if argument.rewritten}
     last = max((i for i, arg in enumerate(argv) if arg in {a.given for a in typed}), default=len(argv) - 1)
     # beside the other overrides: argparse wants them in one row
-    result = [*argv[: last + 1], *(a.rewritten for a in added if a.rewritten), *argv[last + 1 :]]
+    result = [*argv[: last + 1], *(a.rewritten for a in added if a.rewritten), *more, *argv[last + 1 :]]
     return [rewritten.get(arg, arg) for arg in result]
 
 
@@ -144,8 +155,10 @@ class _Jobs:
     arguments: list[Argument]
     params: dict[str, Any]
     groups: Groups
-    composed: Callable[[tuple[str, ...]], _Composed]
+    composed: Callable[[tuple[str, ...]], Composed]
     names_only: bool  # `--cfg` shows a config whatever its values
+    unnamed: list[str] | None  # settings that do not name a sweep's folders; None if this is none
+    writes: bool  # whether its folders matter
 
     def mistakes(self) -> Iterator[str]:
         """The mistakes of the first job, those that each further value of a sweep adds, or those of combinations."""
@@ -159,7 +172,8 @@ class _Jobs:
                 for line in self._of(arguments, [*first[:i], text, *first[i + 1 :]]):
                     if line not in in_all:
                         said.append(line)
-                        yield line if line.startswith(text) else f"{line} (in the job with {text})"
+                        typed = text.replace("\\", "")  # Hydra escapes some characters of what it reads
+                        yield line if line.startswith(typed) else f"{line} (in the job with {typed})"
         configs = prod(len(argument.texts) for argument in arguments if argument.composes)
         if said or configs > MOST_CONFIGS or prod(len(argument.texts) for argument in arguments) > MOST_JOBS:
             return
@@ -193,11 +207,34 @@ class _Jobs:
                 OmegaConf.update(cfg, argument.key, parsed(text).value())
             except HYDRA_ERRORS as error:
                 yield f"{text}: {one_line(error)}"
-        if not self.names_only:
-            try:
-                build(cfg, unknown)
-            except ConfigError as error:
-                yield from error.mistakes
+        if self.names_only:
+            return
+        out = self._folder(composed, arguments, job) if self.writes else None
+        if out is not None and (why := unusable(out)):
+            yield f"{self._place(composed)}: {why}"
+        try:
+            settings = build(cfg, unknown)
+        except ConfigError as error:
+            yield from error.mistakes
+        else:
+            named = self.unnamed is not None and composed.names_folders
+            if named and out is not None and not unknown and Path(out).is_dir():
+                yield from _of_others(settings, cfg, composed, out)
+
+    def _place(self, composed: Composed) -> str:
+        """The setting that says where runs are, and its value."""
+        kind, value = ("run", composed.run_dir) if self.unnamed is None else ("sweep", composed.sweep_dir)
+        text = str(value)
+        return f"hydra.{kind}.dir={shown(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '...')}"
+
+    def _folder(self, composed: Composed, arguments: list[Argument], job: list[str]) -> str | None:
+        """Where a job's run is to be; None where only Hydra will know."""
+        if self.unnamed is None:
+            return composed.run_dir
+        if composed.sweep_dir is None or not composed.names_folders:
+            return composed.sweep_dir
+        own = [text for text, argument in zip(job, arguments, strict=True) if not _is_hydras(argument)]
+        return f"{composed.sweep_dir}/{folder_name(own, self.unnamed)}"
 
     def _unknown(self) -> set[str]:
         """The settings given by groups whose choice is wrong and nobody can guess."""
@@ -206,6 +243,16 @@ class _Jobs:
             return riddles
         # an experiment may give anything but what is typed
         return Settings.model_fields.keys() - {a.key for a in self.arguments if not a.composes}
+
+
+def _of_others(settings: Settings, cfg: DictConfig, composed: Composed, out: str) -> Iterator[str]:
+    """The mistake of a sweep into the folders of another, with other settings."""
+    HydraConfig.instance().set_config(composed.hydra)  # another job's may have been composed since
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for point in points(settings, {str(key): value for key, value in plain.items()}, Path(out)):
+        if differs := other_run(point.out, point.config):
+            yield taken(str(composed.sweep_dir), differs)
 
 
 def _names(data: Any, path: str = "") -> set[str]:

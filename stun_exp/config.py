@@ -4,13 +4,26 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, InstanceOf, ValidationError, ValidationInfo, field_validator
 
+from stun_exp.allocation.protocol import Allocation
+from stun_exp.cache import Cache
+from stun_exp.calibration import Calibration
 from stun_exp.component import Component
+from stun_exp.evaluation import NoEvaluation
+from stun_exp.expert_pruner.protocol import ExpertPruner
+from stun_exp.export.protocol import Export
+from stun_exp.kinds import Fits, misfit
+from stun_exp.model import Model
+from stun_exp.recovery.protocol import Recovery
+from stun_exp.skipping.protocol import Skipping
+from stun_exp.streaming import Streaming
+from stun_exp.tracking import NoTracker
+from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 from stun_exp.wording import described, dotted, no_such
 
 RATIO_TOLERANCE = 0.0005
@@ -31,18 +44,18 @@ class ConfigError(ValueError):
 class Settings(Component):
     """One run, checked: its components, how much to prune, and how to call it."""
 
-    model: InstanceOf[Component]
-    calibration: InstanceOf[Component]
-    expert_pruner: InstanceOf[Component]
-    allocation: InstanceOf[Component]
-    unstructured_pruner: InstanceOf[Component]
-    recovery: InstanceOf[Component]
-    skipping: InstanceOf[Component]
-    eval: InstanceOf[Component]
-    export: InstanceOf[Component]
-    stream: InstanceOf[Component]
-    tracker: InstanceOf[Component]
-    cache: InstanceOf[Component]
+    model: Annotated[InstanceOf[Component], Fits(Model)]
+    calibration: Annotated[InstanceOf[Component], Fits(Calibration)]
+    expert_pruner: Annotated[InstanceOf[Component], Fits(ExpertPruner)]
+    allocation: Annotated[InstanceOf[Component], Fits(Allocation)]
+    unstructured_pruner: Annotated[InstanceOf[Component], Fits(UnstructuredPruner)]
+    recovery: Annotated[InstanceOf[Component], Fits(Recovery)]
+    skipping: Annotated[InstanceOf[Component], Fits(Skipping)]
+    eval: Annotated[InstanceOf[Component], Fits(NoEvaluation)]
+    export: Annotated[InstanceOf[Component], Fits(Export)]
+    stream: Annotated[InstanceOf[Component], Fits(Streaming)]
+    tracker: Annotated[InstanceOf[Component], Fits(NoTracker)]
+    cache: Annotated[InstanceOf[Component], Fits(Cache)]
     # After the pruners: its check compares it with them, and pydantic checks fields in this order.
     sparsity: float | tuple[float, ...]
     """Several are several runs that go through the model together."""
@@ -93,6 +106,12 @@ class Settings(Component):
         return sparsity
 
 
+def kinds() -> dict[str, type]:
+    """For each of a run's components, what it must have: the kind beside its field."""
+    fields = Settings.model_fields.items()
+    return {name: mark.kind for name, field in fields for mark in field.metadata if isinstance(mark, Fits)}
+
+
 class Point(NamedTuple):
     """One run of one sparsity: its settings, the same as plain data, and its folder."""
 
@@ -103,7 +122,12 @@ class Point(NamedTuple):
 
 def folders(sparsity: float | Sequence[float], out: Path) -> list[Path]:
     """Where runs are: one in `out`, or one of each of several sparsities in folders there."""
-    return [out] if isinstance(sparsity, int | float) else [out / f"sparsity={one:g}" for one in sparsity]
+    return [out] if isinstance(sparsity, int | float) else [out / f"sparsity={_shortest(one)}" for one in sparsity]
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that is read as this number and no other: 0.4, 0.4000000001."""
+    return short if float(short := f"{number:g}") == number else repr(number)
 
 
 def points(settings: Settings, config: dict[str, Any], out: Path) -> list[Point]:
@@ -151,7 +175,7 @@ def _built(node: Any, path: str, mistakes: list[str]) -> Any:
         values[str(key)] = _built(_item(node, key, inner, mistakes), inner, mistakes)
     if "_target_" not in values:
         return values
-    component = _component(values.pop("_target_"), dotted(path, "_target_"), mistakes)
+    component = _component(values.pop("_target_"), path, mistakes)
     return _checked(component, values, path, mistakes) if component else _WRONG
 
 
@@ -168,17 +192,22 @@ def _item(node: DictConfig | ListConfig, key: Any, path: str, mistakes: list[str
 
 
 def _component(target: Any, path: str, mistakes: list[str]) -> type[Component] | None:
-    """The component class at the dotted path `target`; None, with a line in `mistakes`, if there is none."""
+    """The component class at the dotted path `target`; None, with a line in `mistakes`, if none is there or fits."""
+    where = f"{dotted(path, '_target_')}={target}"
     module_name, _, name = str(target).rpartition(".")
     try:
         module = import_module(module_name)
     except (ImportError, ValueError) as error:  # ValueError: `target` has no dot
-        mistakes.append(f"{path}={target}: cannot be imported ({error}); pass MODULE.CLASS")
+        mistakes.append(f"{where}: cannot be imported ({error}); pass MODULE.CLASS")
         return None
     components = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Component)}
     if name not in components:
-        mistakes.append(f"{path}={target}: {no_such('component', name, components.keys() - {'Component'})}")
-    return components.get(name)
+        mistakes.append(f"{where}: {no_such('component', name, components.keys() - {'Component'})}")
+        return None
+    if why := misfit(components[name], path, kinds()):
+        mistakes.append(f"{where}: {why}")
+        return None
+    return components[name]
 
 
 def _checked(model: type[Component], values: Mapping[str, Any], path: str, mistakes: list[str]) -> Any:

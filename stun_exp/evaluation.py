@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stun_exp.component import Component
-from stun_exp.harness import Figures, Loaded, digest, load, measure, quiet, rehearse
+from stun_exp.harness import BUNDLED, Figures, Loaded, digest, load, measure, quiet, rehearse
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,14 @@ class Benchmark(Component):
     num_fewshot: int = Field(ge=0)
     metric: str
     """As lm-eval names it: metric,filter."""
+
+    @field_validator("include")
+    @classmethod
+    def _is_there(cls, include: str | None) -> str | None:
+        """`include`, if a folder is where it says."""
+        if include not in (None, BUNDLED) and not Path(str(include)).is_dir():
+            raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED}, or null for lm-eval's")
+        return include
 
 
 class NoEvaluation(Component):

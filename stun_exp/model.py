@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stun_exp.component import Component
 from stun_exp.toy import MODELS
@@ -49,6 +49,17 @@ class Model(Component):
     """Share of the experts that go from this model unless `expert_pruner.ratio` is given."""
     dimensions: dict[str, Any] | None
     """What config.json says of the published architecture: `stun inspect` goes by it where the model is not at hand."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_somewhere(cls, path: str) -> str:
+        """`path`, which is there, or may be a hub repository's name."""
+        if path.startswith(BUNDLED) and path.removeprefix(BUNDLED) not in MODELS:
+            raise ValueError(f"no such bundled model; there are {', '.join(BUNDLED + name for name in MODELS)}")
+        hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+        if not (hub or path.startswith(BUNDLED) or Path(path).expanduser().is_dir()):
+            raise ValueError("no such folder, nor a hub repository (owner/name)")
+        return path
 
     def open(self, scratch: Path | None = None) -> "Checkpoint":
         """The checkpoint's config and index; no weights are read. Experts will lie in files in `scratch`, if given."""
@@ -96,15 +107,9 @@ class Model(Component):
         if local and self.revision is not None:
             raise ValueError(f"model.revision={self.revision} is for hub repositories; pass model.revision=null")
         if self.path.startswith(BUNDLED):
-            bundled = MODELS.get(self.path.removeprefix(BUNDLED))
-            if bundled is None:
-                known = ", ".join(BUNDLED + name for name in MODELS)
-                raise ValueError(f"model.path={self.path}: no such bundled model; there are {known}")
-            return bundled
+            return MODELS[self.path.removeprefix(BUNDLED)]
         if local:
             return Path(self.path).expanduser()
-        if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
-            raise FileNotFoundError(f"model.path={self.path}: no such folder, nor a hub repository (owner/name)")
         from huggingface_hub import snapshot_download
 
         try:

@@ -81,6 +81,9 @@ def described(detail: ErrorDetails, model: type[BaseModel], values: Any, path: s
     if kind == "is_instance_of":  # a root component that is not one
         off = f"; {where}=none turns it off" if value is None else ""
         return f"{where}={shown(value)}", f"needs a choice, pass {where}=NAME{off}"
+    if kind == "model_type":  # a component within another
+        given = f"{where}._target_={type(value).__module__}.{type(value).__qualname__}"
+        return given if isinstance(value, BaseModel) else where, f"must be a component {context['class_name']}"
     if kind == "value_error":  # a component's own check; one of the whole component shows no value
         return f"{where}={shown(value)}" if steps else where, str(context["error"])
     where = f"{where}={shown(value)}"

@@ -1,6 +1,7 @@
 """Tiny random models of real families, on disk as their owners ship them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -204,8 +205,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tiny matrices gain nothing from threads, and pytest's workers would fight over the cores."""
-    torch.set_num_threads(1)
+    """Tiny matrices gain nothing from threads, and pytest's workers would fight over the cores.
+
+    `make test-kernels` asks for more, because kernels may share out and add up their work in another order then.
+    """
+    torch.set_num_threads(int(os.environ.get("STUN_TEST_THREADS", "1")))
 
 
 @pytest.fixture(params=TYPICAL)

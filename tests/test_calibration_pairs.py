@@ -131,12 +131,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any, content: s
         pairs(tmp_path / "a.jsonl").tokens(tokenizer, 0, START)
 
 
-def test_missing_and_other_files_are_named(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(FileNotFoundError, match=r"calibration.path=.*nowhere.jsonl: no such file"):
-        pairs(tmp_path / "nowhere.jsonl").tokens(tokenizer, 0, START)
+def test_missing_and_other_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)path.*no such file"):
+        pairs(tmp_path / "nowhere.jsonl")
     (tmp_path / "a.txt").write_text("w1")
-    with pytest.raises(ValueError, match=r"a.txt: must end in .jsonl"):
-        pairs(tmp_path / "a.txt").tokens(tokenizer, 0, START)
+    with pytest.raises(ValueError, match=r"(?s)path.*must end in .jsonl"):
+        pairs(tmp_path / "a.txt")
 
 
 def test_pairs_and_plain_text_each_refuse_the_other_kind_of_model(

@@ -108,7 +108,8 @@ def test_a_quantised_model_gives_the_logits_of_its_rounded_weights(
         calibrated = logits(model, tokens_BT)
     for layer in layers_of(quantised, FAMILIES[name]):
         quantise_(layer)
-    assert torch.equal(logits(quantised, tokens_BT), calibrated)
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    torch.testing.assert_close(logits(quantised, tokens_BT), calibrated, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(calibrated, full, rtol=1e-2)
     assert torch.equal(logits(model, tokens_BT), full)
 

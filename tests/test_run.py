@@ -122,7 +122,8 @@ def test_equal_layers_load_in_stock_transformers(runner: Runner, tmp_path: Path)
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         ours = load_pruned(tmp_path / "run/checkpoint", torch.device("cpu"))(ids).logits
-        assert torch.equal(stock(ids).logits, ours)
+        # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+        torch.testing.assert_close(stock(ids).logits, ours, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_left_alone_where_asked(runner: Runner, tmp_path: Path) -> None:

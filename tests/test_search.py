@@ -21,16 +21,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*declarative_base")
 
 SMALL = ["calibration.num_sequences=8", "eval.limit=4"]
 SMALL += [f"~eval.benchmarks.toy_{name}" for name in ("gsm8k", "hellaswag", "mmlu", "text")]
-NAMED = "hydra.job.config.override_dirname.exclude_keys=[{}]"
 
 
 @pytest.fixture
 def search(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """The command with a few more arguments, into the same folder each time."""
-    beside = ",".join([argument.lstrip("~").partition("=")[0] for argument in SMALL] + ["cache.path"])
 
     def go(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        own = [f"hydra.sweep.dir={tmp_path}/sweep", f"cache.path={tmp_path}/cache", NAMED.format(beside)]
+        own = [f"hydra.sweep.dir={tmp_path}/sweep", f"cache.path={tmp_path}/cache"]
         command = [str(Path(sys.executable).with_name("stun")), "-m", "hydra/sweeper=search", *own, *SMALL, *arguments]
         return subprocess.run(command, capture_output=True, text=True)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Saliencies = Sequence[Callable[[], Iterable[Tensor]]]
+Saliencies: TypeAlias = "Sequence[Callable[[], Iterable[Tensor]]]"
 """For each unit of a layer the saliency of its matrices, made afresh at each call: they may be larger than the layer.
 
 A unit is what gets a ratio of its own: the layer, or each of its experts and what is no expert's.

@@ -1,12 +1,13 @@
 """What an expert pruner is, and what it may look at."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from stun_exp.moe.observe import Statistic
-from stun_exp.moe.plan import Plan
+    from stun_exp.moe.observe import Statistic
+    from stun_exp.moe.plan import Plan
 
 
 class ExpertSource(Protocol):
@@ -36,9 +37,9 @@ class ExpertSource(Protocol):
         """Whether the chosen experts' gates are scaled to sum 1; if not, a softmax over all experts gives them."""
         ...
 
-    def router_rows_ED(self) -> Tensor: ...
+    def router_rows_ED(self) -> "Tensor": ...
 
-    def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
+    def expert_weights(self, experts: Sequence[int]) -> "Iterator[Tensor]":
         """The named experts' flattened parameters in fp32, piece by piece: (len(experts), some of the parameters)."""
         ...
 
@@ -51,14 +52,14 @@ class ExpertPruner(Protocol):
     which is true gives a LayerPlan as its finding, and meets each layer behind the pruned ones.
     """
 
-    def statistics(self, layer: ExpertSource) -> list[Statistic]:
+    def statistics(self, layer: ExpertSource) -> "list[Statistic]":
         """What to gather in one layer over the calibration tokens; empty if no data is needed."""
         ...
 
-    def examine(self, layer: ExpertSource, statistics: list[Statistic], num_kept: int) -> Any:
+    def examine(self, layer: ExpertSource, statistics: "list[Statistic]", num_kept: int) -> Any:
         """What `plan` needs of one layer. `num_kept` is the layer's share of an even budget."""
         ...
 
-    def plan(self, findings: list[Any]) -> Plan:
+    def plan(self, findings: list[Any]) -> "Plan":
         """The plan, from the findings of all layers with experts, in their order."""
         ...

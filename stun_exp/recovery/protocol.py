@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from stun_exp.moe.layers import MoELayer
+    from stun_exp.moe.layers import MoELayer
 
 
 class PrunedModel(Protocol):
     """The pruned checkpoint, and what it takes to train it; nothing is read before it is asked for."""
 
-    sequences_NT: Tensor
+    sequences_NT: "Tensor"
     """N sequences of T tokens to train on."""
     seed: int
     state: Path
@@ -22,11 +23,11 @@ class PrunedModel(Protocol):
         """Fingerprint of the checkpoint and of the text: the same if the run is started again."""
         ...
 
-    def load(self) -> tuple[Any, Sequence[MoELayer]]:
+    def load(self) -> "tuple[Any, Sequence[MoELayer]]":
         """The model on its device, in fp32 and with gradients, and its decoder layers."""
         ...
 
-    def teacher(self, layer: int) -> nn.Module:
+    def teacher(self, layer: int) -> "nn.Module":
         """The experts of the full model that one layer's experts come from, in the same order, frozen."""
         ...
 

@@ -15,6 +15,7 @@ from statistics import mean
 from typing import Any
 
 from stun_exp.report.files import read_regular
+from stun_exp.stopping import stoppable
 
 Clusters = Sequence[Sequence[int]]
 
@@ -31,6 +32,7 @@ class ClusteredRun:
     layers: list[dict[str, Any]]
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> None:
     """Draws what can be drawn of a folder, says what cannot and why; exits with 1 if there is nothing."""
     parser = argparse.ArgumentParser(prog="stun-clusters", description=__doc__)

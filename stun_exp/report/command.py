@@ -17,6 +17,7 @@ from stun_exp.report.published import compare, with_verdict
 from stun_exp.report.read import read_runs
 from stun_exp.report.significance import significance_table
 from stun_exp.report.tables import ResultsTable, results_table
+from stun_exp.stopping import stoppable
 
 if TYPE_CHECKING:
     from stun_exp.report.page import Section
@@ -42,6 +43,7 @@ class Part:
     """What of it is printed."""
 
 
+@stoppable()
 def main() -> None:
     """Runs the command line; exits with 2 if there is nothing to read, or if runs cannot be compared."""
     parser = argparse.ArgumentParser(prog="stun-report", description=DESCRIPTION)

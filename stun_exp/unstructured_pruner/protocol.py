@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Inputs = Literal["pruned", "dense"]
 Starved = Literal["every_token", "shared", "magnitude", "dense"]
@@ -15,7 +16,7 @@ class InputStatistic(Protocol):
 
     num_tokens: int
 
-    def update(self, x_NC: Tensor, gate_N: Tensor | None = None) -> None:
+    def update(self, x_NC: "Tensor", gate_N: "Tensor | None" = None) -> None:
         """Adds N tokens of C inputs; `gate_N` are the router's weights of a routed expert's tokens."""
         ...
 
@@ -29,7 +30,7 @@ class Task:
     """One matrix to prune in place: the share `ratio` of its weights, exact in number."""
 
     name: str
-    weight_OC: Tensor
+    weight_OC: "Tensor"
     statistic: InputStatistic | None
     """What flows into it; matrices with the same inputs share it. None if the weights alone decide."""
     ratio: float
@@ -68,7 +69,7 @@ class UnstructuredPruner(Protocol):
         """What `saliency` needs to know, where that is less."""
         ...
 
-    def saliency(self, weight_OC: Tensor, statistic: InputStatistic | None, per_token: bool = False) -> Tensor:
+    def saliency(self, weight_OC: "Tensor", statistic: InputStatistic | None, per_token: bool = False) -> "Tensor":
         """How much each weight matters, (O, C) in fp32; `per_token` divides by the number of tokens seen."""
         ...
 

@@ -12,14 +12,28 @@ PARTS = """
 from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from stun_exp.component import Component
+from stun_exp.config import kinds
+from stun_exp.kinds import members
 
-class Model(Component):
+class Part(Component):
+    pass
+
+# What every place needs, so that the tests can put any part anywhere.
+for kind in kinds().values():
+    for name in members(kind) - {"path", "layers"}:
+        setattr(Part, name, getattr(kind, name, None))
+Part.prunes = True
+
+class Model(Part):
     path: str
 
-class Off(Component):
+class Off(Part):
     prunes: ClassVar[bool] = False
 
-class Cut(Component):
+class Lone(Component):
+    shots: int
+
+class Cut(Part):
     ratio: float = Field(ge=0, lt=1)
     method: Literal["mean", "first"]
     layers: tuple[int, ...]
@@ -32,7 +46,7 @@ class Cut(Component):
             raise ValueError("no layer to cut; name one")
         return layers
 
-class Weights(Component):
+class Weights(Part):
     first: int
     last: int
 
@@ -42,14 +56,14 @@ class Weights(Component):
             raise ValueError(f"first={self.first} is after last={self.last}; swap them")
         return self
 
-class Seeded(Component):
+class Seeded(Part):
     seed: int = Field(ge=0)
     top: int | Literal["auto"]
 
-class Task(Component):
+class Task(Part):
     shots: int
 
-class Eval(Component):
+class Eval(Part):
     benchmarks: dict[str, Task]
     limits: dict[str, int]
 """
@@ -93,10 +107,12 @@ FILES = {
         dry_run: false
         resume: continue
         hydra:
-          job: {name: stun}
+          job: {name: stun, config: {override_dirname: {exclude_keys: [dry_run, resume]}}}
           callbacks: {end: {_target_: stun_exp.report.sweep.SweepEnd}}
           run: {dir: out}
-          sweep: {dir: out, subdir: '${hydra.job.override_dirname}'}
+          sweep:
+            dir: out
+            subdir: ${folder_name:${hydra.overrides.task},${hydra.job.config.override_dirname.exclude_keys}}
         """,
     "model/folder": "{_target_: parts.Model, path: '???'}",
     "expert_pruner/cut": "{_target_: parts.Cut, ratio: 0.25, method: mean, layers: [1], top: auto}",

@@ -3,14 +3,18 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
 
 from stun_exp.__main__ import main
 from stun_exp.cli import check, settings_of
+from stun_exp.composing import UNNAMED
 from stun_exp.config import ConfigError
 
 
@@ -21,8 +25,37 @@ def test_a_right_command_line_passes_unchanged(conf: Path) -> None:
 
 
 def test_what_is_no_run_is_left_to_hydra(conf: Path) -> None:
-    for flag in ("--help", "--hydra-help", "--info=defaults", "--config-dir=/x", "-cn=other", "-sc"):
+    for flag in ("--help", "--hydra-help", "--info=defaults", "-sc"):
         assert check([flag, "nonsense"], conf) == [flag, "nonsense"]
+
+
+def test_choices_in_a_folder_of_the_user_s_are_checked_like_ours(
+    conf: Path, mistakes: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "expert_pruner" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("{_target_: parts.Cut, ratio: 0.25, method: mean, layers: [1], top: auto}")
+    (tmp_path / "config.yaml").write_text("seed: -1")  # adds choices, and is no other config
+    argv = [f"--config-dir={tmp_path}", "expert_pruner=mine", "model.path=x"]
+    assert check(argv, conf) == argv
+    assert check(["-m", *argv, "seed=0,1"], conf)
+    assert mistakes(f"--config-dir={tmp_path}", "expert_pruner=mien", "sed=1") == [
+        "expert_pruner=mien: no such choice; did you mean mine? (choices: cut, mine, none)",
+        "sed: no such setting; did you mean seed?",
+    ]
+    assert "no such choice" in mistakes("expert_pruner=mine")[0]  # it is gone with the command
+    assert mistakes("-cd", "/not/there", "sed=1") == [
+        "--config-dir=/not/there: no such folder; give one with folders like conf/ has"
+    ]
+
+
+LONG = {"-cn": "--config-name", "-cp": "--config-path"}
+
+
+@pytest.mark.parametrize("flag", [*LONG, *LONG.values()])
+def test_there_is_no_other_config(mistakes: Callable[..., list[str]], flag: str) -> None:
+    (said,) = mistakes(flag, "other", "--help")
+    assert said.startswith(f"{LONG.get(flag, flag)}: there is one config")
 
 
 def test_showing_a_config_checks_names_only(conf: Path) -> None:
@@ -78,11 +111,13 @@ def test_globs_reach_into_folders(conf: Path, mistakes: Callable[..., list[str]]
         "-m",
         "model.path=x",
         "experiment=demo/dense,demo/uncut",
+        f"{UNNAMED}=[dry_run,resume,model.path]",
     ]
     assert check(["model.path=x", "experiment=globbed", "-m"], conf) == [
         "model.path=x",
         "experiment=globbed",
         "expert_pruner=cut,none",
+        f"{UNNAMED}=[dry_run,resume,model.path,experiment]",
         "-m",
     ]
     assert mistakes("-m", "experiment=glob(d*)") == [
@@ -176,8 +211,8 @@ def test_a_failed_job_of_a_sweep_is_named(stun: Callable[..., tuple[int, str]]) 
     assert said.splitlines() == [
         *told,
         "2 of the sweep's runs failed; the same command tries them again:",
-        "  model.path=x,sparsity=0.4: x/checkpoint: the disk is full",
-        "  model.path=x,sparsity=0.5: x/checkpoint: the disk is full",
+        "  sparsity=0.4: x/checkpoint: the disk is full",
+        "  sparsity=0.5: x/checkpoint: the disk is full",
     ]
 
 
@@ -207,7 +242,24 @@ def test_a_launcher_that_loses_a_worker_ends_with_what_is_on_disk(
     code, said = stun(lambda *_: None, "-m", "model.path=x", "sparsity=0.4,0.5")
     assert code == 1
     assert said.splitlines()[0] == "error: a worker was killed"
-    assert "  model.path=x,sparsity=0.4: did not end; it was killed, or is still running" in said
+    assert "  sparsity=0.4: did not end; it was killed, or is still running" in said
+
+
+@pytest.mark.parametrize(("sweep", "setting"), [([], "hydra.run.dir"), (["-m", "seed=0,1"], "hydra.sweep.dir")])
+def test_a_folder_that_hydra_cannot_make_is_one_line_and_1(
+    stun: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, sweep: list[str], setting: str
+) -> None:
+    """As where the disk is full, which the check cannot see."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "out/.hydra/config.yaml")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", full)
+    why = "out/.hydra/config.yaml: cannot be written (No space left on device)"
+    said = f"error: {why}; choose another folder with {setting}=DIR"
+    code, told = stun(print, *sweep, "model.path=x")
+    assert (code, told.splitlines()[0]) == (1, said)
+    assert "Traceback" not in told
 
 
 def test_a_bug_keeps_its_traceback_but_not_hydra_s(stun: Callable[..., tuple[int, str]]) -> None:
@@ -228,12 +280,64 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(stun: Callable[..., tuple
 
     assert stun(note, "-m", "experiment=grid", "model.path=x")[0] == 0
     assert seen == [
-        (0.3, 7, "grid/experiment=grid,model.path=x,sparsity=0.3"),
-        (0.4, 7, "grid/experiment=grid,model.path=x,sparsity=0.4"),
+        (0.3, 7, "grid/sparsity=0.3"),
+        (0.4, 7, "grid/sparsity=0.4"),
     ]
     seen.clear()
     assert stun(note, "-m", "experiment=grid", "model.path=x", "sparsity=0.5", "seed=1,2")[0] == 0
     assert [point[:2] for point in seen] == [(0.5, 1), (0.5, 2)]  # what is typed beats the grid
+
+
+def names(conf: Path, *argv: str) -> "set[str]":
+    """The folders of a sweep, as Hydra names them."""
+    *typed, named = check(["-m", "model.path=/a/b/c", *argv], conf)[1:]
+    assert named.startswith(UNNAMED)
+    jobs = product(
+        *([f"{key}={value}" for value in text.split(",")] for key, _, text in (t.partition("=") for t in typed))
+    )
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return {compose("config", [*job, named], return_hydra_config=True).hydra.sweep.subdir for job in jobs}
+
+
+def test_a_sweep_s_folders_are_named_by_what_differs(conf: Path) -> None:
+    """Not by what is the same in all, nor by what changes nothing; a grid's settings, even if one value was typed."""
+    assert names(conf, "sparsity=0.3,0.5", "seed=1", "name=n") == {"sparsity=0.3", "sparsity=0.5"}
+    assert names(conf, "seed=1,2", "dry_run=true,false") == {"seed=1", "seed=2"}
+    assert names(conf, "seed=1,2", "save=true,false") == {
+        f"save={a},seed={b}" for a in ("true", "false") for b in (1, 2)
+    }
+    assert names(conf, "experiment=grid", "seed=1", "sparsity=0.4") == {"sparsity=0.4"}
+    argv = ["-m", "model.path=x", "seed=1"]
+    assert check(argv, conf) == argv  # one run, named by all of it
+
+
+def test_a_sweep_into_the_folders_of_another_is_refused(
+    stun: Callable[..., tuple[int, str]], tmp_path: Path, conf: Path
+) -> None:
+    """Before anything is run; the same command goes on, with what changes nothing in it."""
+
+    def leave(points: Any, *_: Any) -> None:
+        for _settings, config, out in points:
+            (out / "config.yaml").write_text(yaml.safe_dump(config))
+            (out / "report.json").write_text('{"settings": {"eval": {}}}')
+
+    sweep = ["-m", "model.path=x", "sparsity=0.4,0.5"]
+    assert stun(leave, *sweep)[0] == 0
+    assert stun(leave, *sweep)[0] == 0
+    assert stun(leave, *sweep, "dry_run=true")[0] == 0
+    assert stun(leave, *sweep, "cache=none")[0] == 0
+    said = (
+        "hydra.sweep.dir=out: a run of that name has other settings there (eval.limits.b: None -> 2, seed: 0 -> 1); "
+        "pass another hydra.sweep.dir, or resume=restart to replace it"
+    )
+    assert stun(leave, *sweep, "seed=1", "+eval.limits.b=2") == (2, f"stun: 1 mistake, nothing was run\n  {said}\n")
+    assert stun(leave, *sweep, "seed=1", "hydra.sweep.dir=other")[0] == 0
+    assert stun(leave, *sweep, "seed=1", "resume=restart")[0] == 0
+    # and where the check cannot know the name
+    assert stun(leave, *sweep, "hydra.sweep.subdir=own${sparsity}")[0] == 0
+    code, told = stun(leave, *sweep, "hydra.sweep.subdir=own${sparsity}", "seed=1")
+    assert code == 1
+    assert "error: hydra.sweep.dir=out: a run of that name has other settings there (seed: 0 -> 1)" in told
 
 
 def in_a_process(*argv: str) -> subprocess.CompletedProcess[str]:

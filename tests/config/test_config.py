@@ -49,6 +49,11 @@ ONE_MISTAKE = {
     "recovery._target_=prts.Off": (
         "recovery._target_=prts.Off: cannot be imported (No module named 'prts'); pass MODULE.CLASS"
     ),
+    "recovery._target_=parts.Lone": (
+        "recovery._target_=parts.Lone: has no num_sequences, recover; recovery needs what "
+        "stun_exp.recovery.protocol.Recovery has, pass recovery=NAME"
+    ),
+    "eval.benchmarks.a._target_=parts.Lone": "eval.benchmarks.a._target_=parts.Lone: must be a component Task",
     "name=${nme}": "name: Interpolation key 'nme' not found",
     "~tracker": "tracker: required; pass tracker=VALUE",
     "seed": "seed: is no setting; write KEY=VALUE",
@@ -131,6 +136,7 @@ def test_nothing_is_said_of_what_a_riddle_would_have_set(mistakes: Callable[...,
 def settings_nodes() -> dict[str, Any]:
     """A composed config with every component off."""
     components = {group: {"_target_": "parts.Off"} for group in Settings.model_fields}
+    components["model"] = {"_target_": "parts.Model", "path": "x"}
     plain = {"sparsity": 0, "sparsity_scope": "model", "seed": 0, "name": "n", "save": False, "dry_run": True}
     return components | plain | {"resume": "continue"}
 
@@ -179,9 +185,10 @@ def test_a_config_error_survives_the_way_back_from_a_launcher() -> None:
 
 # What a choice cannot run without.
 NEEDS = {
-    "model=local": ["model.path=x"],
-    "calibration=local": ["calibration.path=x"],
-    "calibration=pairs": ["calibration.path=x"],
+    "model=local": ["model.path=owner/name"],
+    "calibration=local": ["calibration.path={text}"],
+    "calibration=pairs": ["calibration.path={text}"],
+    "calibration=math": ["calibration.path={text}"],
     "expert_pruner=from_plan": ["expert_pruner.path={plan}"],
     "unstructured_pruner=none": ["expert_pruner=none", "sparsity=0"],
 }
@@ -197,9 +204,36 @@ def test_every_yaml_in_conf_builds(choice: str, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     layer = {"layer": 0, "num_experts": 4, "groups": [[0], [1], [2]], "kept": [0, 1, 2], "router": "0"}
     plan.write_text(json.dumps({"layers": [layer]}))
+    (text := tmp_path / "text.jsonl").write_text("")
     argument = choice.replace("/", "=", 1)
     group, _, name = argument.partition("=")
     if group == "benchmark":
         assert check([f"+benchmark@eval.benchmarks.one_more={name}"], CONF)
     else:
-        assert check([argument, *(needed.format(plan=plan) for needed in NEEDS.get(argument, []))], CONF)
+        assert check([argument, *(needed.format(plan=plan, text=text) for needed in NEEDS.get(argument, []))], CONF)
+
+
+NOT_THERE = {
+    "model.path=/not/there": "no such folder, nor a hub repository (owner/name)",
+    "model.path=there": "no such folder, nor a hub repository (owner/name)",
+    "model.path=bundled:toy": "no such bundled model; there are bundled:toy_moe, bundled:toy_arctic",
+    "calibration.path=not/there.jsonl": "no such file",
+    "expert_pruner.path=not/there.json": "no such file",
+    "eval.benchmarks.toy_arc.include=not/there": (
+        "no such folder; give the one of the task's YAML, bundled:toy, or null for lm-eval's"
+    ),
+}
+
+
+def test_what_is_not_there_is_told_for_all_runs_at_once() -> None:
+    """And not when the run begins that needs it."""
+    choices = ["model=local", "calibration=local", "expert_pruner=from_plan"]
+    model, text, plan, include = (wrong for wrong in NOT_THERE if wrong not in list(NOT_THERE)[1:3])
+    with pytest.raises(ConfigError) as error:
+        check([*choices, model, text, plan, include, "seed=-1"], CONF)
+    assert sorted(error.value.mistakes) == sorted(
+        [*(f"{wrong}: {NOT_THERE[wrong]}" for wrong in (model, text, plan, include)), "seed=-1: must be at least 0"]
+    )
+    with pytest.raises(ConfigError) as error:
+        check(["-m", "model=local", "model.path=bundled:toy_moe,there,bundled:toy,owner/name"], CONF)
+    assert list(error.value.mistakes) == [f"{wrong}: {NOT_THERE[wrong]}" for wrong in list(NOT_THERE)[1:3]]

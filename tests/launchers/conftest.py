@@ -51,7 +51,6 @@ class Sweep:
         """The command while it runs; what it has started ends with the block."""
         stun = Path(sys.executable).with_name("stun")
         own = (f"hydra.sweep.dir={self.folder}", f"cache.path={self.folder}/cache")
-        own += ("hydra.job.config.override_dirname.exclude_keys=[cache.path]",)
         with self.log.open("w") as log:
             command = [str(stun), "-m", *own, *self.arguments]
             process = subprocess.Popen(

@@ -281,7 +281,8 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
     # Wanda rounds each matrix's half to whole weights, and these have an even number.
     assert all(count.zeros == count.weights / 2 for count in counts)
     expected = logits(model, source)
-    assert torch.equal(logits(load_pruned(written.path, CPU), source), expected)
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    torch.testing.assert_close(logits(load_pruned(written.path, CPU), source), expected, rtol=1e-5, atol=1e-5)
     if equal and name != "nllb-moe":
         assert (logits(stock(written.path, source), source) - expected).abs().max() < 1e-5
         assert written.experts_per_layer is None

@@ -136,7 +136,8 @@ def test_at_beta_0_nothing_is_skipped_and_nothing_changes(checkpoint: Checkpoint
     model = load_pruned(checkpoint.path, CPU)
     plain = logits(model, tokens_BT)
     with skip_experts(model, checkpoint.family, betas(checkpoint, 0.0)) as skips:
-        assert torch.equal(logits(model, tokens_BT), plain)
+        # It runs experts by another function, which may add up in another order.
+        torch.testing.assert_close(logits(model, tokens_BT), plain, rtol=1e-5, atol=1e-5)
     assert {skip.so_far().share() for skip in skips.values()} == {0.0}
 
 
@@ -177,7 +178,8 @@ def test_only_the_layers_named_skip(mixtral: Checkpoint, tokens_BT: Tensor) -> N
     with skip_experts(model, mixtral.family, {0: 1e9, 1: 0.0, 2: 0.0}):
         all_named = logits(model, tokens_BT)
     with skip_experts(model, mixtral.family, {0: 1e9}) as skips:
-        assert torch.equal(logits(model, tokens_BT), all_named)
+        # The other layers run their experts by another function, which may add up in another order.
+        torch.testing.assert_close(logits(model, tokens_BT), all_named, rtol=1e-5, atol=1e-5)
     assert skips.keys() == {0}
 
 

@@ -46,7 +46,8 @@ def test_held_weights_are_as_if_they_were_not_there() -> None:
         for parameter, optimizer in zip((held, alone), optimizers, strict=True):
             nn.utils.clip_grad_norm_([parameter], 0.5)
             optimizer.step()
-    assert torch.equal(held.detach()[[0, 2]], alone.detach())
+    # Three numbers and two may be worked on by other instructions.
+    torch.testing.assert_close(held.detach()[[0, 2]], alone.detach(), rtol=1e-6, atol=0)
     assert held.tolist()[1] == 0
     assert held.tolist()[0] < 0.9
     assert all(float(moment[1]) == 0 for moment in optimizers[0].state[held].values() if moment.ndim)

@@ -169,7 +169,8 @@ def test_the_written_checkpoint_is_the_plan_and_the_masks(
             matrix.weight_OC.mul_(kept.weight_OC != 0)
     reloaded = load_pruned(written.path, CPU)
     for pair in zip(sources_BT, targets_BT, strict=True):
-        assert torch.equal(logits(by_hand, *pair), logits(reloaded, *pair))
+        # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+        torch.testing.assert_close(logits(by_hand, *pair), logits(reloaded, *pair), rtol=1e-5, atol=1e-5)
 
 
 def test_a_written_switch_transformer_loads_in_stock_transformers(
@@ -178,7 +179,9 @@ def test_a_written_switch_transformer_loads_in_stock_transformers(
     runner("switch_transformers", "expert_pruner=reap", "expert_pruner.ratio=0.34", "sparsity=0.5")
     stock = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run/checkpoint").eval()
     ours = load_pruned(tmp_path / "run/checkpoint", CPU)
-    assert torch.equal(logits(stock, sources_BT[0], targets_BT[0]), logits(ours, sources_BT[0], targets_BT[0]))
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    pair = (sources_BT[0], targets_BT[0])
+    torch.testing.assert_close(logits(stock, *pair), logits(ours, *pair), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pruner", ["frequency", "reap", "greedy_reconstruction", "hc_smoe", "stun"])

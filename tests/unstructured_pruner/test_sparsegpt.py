@@ -191,7 +191,9 @@ def test_a_view_of_a_fused_tensor_is_pruned_in_place(dtype: torch.dtype) -> None
     assert torch.equal(fused[0], before[0])
     for half in range(2):
         alone = pruned(before[1].mT[half::2].float(), hessian, 0.5)
-        assert torch.equal(fused[1].mT[half::2], alone.to(dtype))
+        # Two matrices at once, of other strides, take other kernels than one, and may round another way.
+        assert torch.equal(fused[1].mT[half::2] == 0, alone == 0)
+        torch.testing.assert_close(fused[1].mT[half::2], alone.to(dtype))
         assert int((fused[1].mT[half::2] == 0).sum()) == 30
 
 

@@ -59,7 +59,8 @@ def test_dense_inputs_are_those_of_the_model_as_it_was(
         prune(checkpoint, pruner, ratio)
         for found, expected in zip(map(norms, pruner.layers), plain, strict=True):
             assert found.keys() == expected.keys()
-            assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+            # What lies elsewhere in memory may take other kernels; a leak would be far more than their last digits.
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_pruned_inputs_are_not(mixtral: Checkpoint, tokens_BT: Tensor, prune: Make, recorder: Make) -> None:
@@ -67,8 +68,8 @@ def test_pruned_inputs_are_not(mixtral: Checkpoint, tokens_BT: Tensor, prune: Ma
     plain, pruner = plain_norms(mixtral, tokens_BT), recorder()
     prune(mixtral, pruner)
     first, second, _ = map(norms, pruner.layers)
-    assert all(torch.equal(norm, plain[0][name]) for name, norm in first.items())
-    assert not any(torch.equal(norm, plain[1][name]) for name, norm in second.items())
+    torch.testing.assert_close(first, plain[0], rtol=1e-5, atol=1e-5)
+    assert not any(torch.allclose(norm, plain[1][name], rtol=1e-3) for name, norm in second.items())
 
 
 def test_a_layer_is_pruned_on_the_outputs_of_its_pruned_predecessors(
