@@ -15,6 +15,7 @@ from stun_exp.calibration import CalibrationTokens, decoder_start
 from stun_exp.config import Point
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.disk.identity import Digests, census_of
+from stun_exp.disk.shards import INDEX
 from stun_exp.disk.writer import names_in
 from stun_exp.evaluation import Prepared
 from stun_exp.evaluation_stage import check_backend
@@ -63,8 +64,9 @@ class Opened:
     """Whether the folder holds all that this run would leave."""
 
     def own_in(self, folder: str) -> list[str]:
-        """Those of the run's own files that lie in a folder there."""
-        return sorted(name for name in self.own if name.startswith(f"{folder}/"))
+        """Those of the run's own files that lie in a folder there; the index first, with which a folder is whole."""
+        inside = (name for name in self.own if name.startswith(f"{folder}/"))
+        return sorted(inside, key=lambda name: (not name.endswith(INDEX), name))
 
 
 def open_inputs(point: Point, device: torch.device, store: Store, warn: Callable[[str], None]) -> Opened | None:

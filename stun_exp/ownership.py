@@ -54,13 +54,16 @@ def _refuse(out: Path, foreign: list[str]) -> None:
         )
 
 
-def remove(out: Path, names: Iterable[str]) -> None:
-    """Removes the files of those names, of which a run's journal says that they are its own, and emptied folders."""
+def remove(out: Path, names: Iterable[str], keep: Collection[str] = ()) -> None:
+    """Removes files of which a run's journal says that they are its own, but for some, and folders that this empties.
+
+    What was being written under one of those names when a run was killed goes in any case.
+    """
     for name in names:
         if ".." in Path(name).parts or not (out / name).parent.resolve().is_relative_to(out.resolve()):
             continue  # behind a link that somebody has put there
-        for file in (out / name, out / f"{name}{PARTIAL}"):
-            file.unlink(missing_ok=True)
+        for file in (f"{name}{PARTIAL}", *([] if name in keep else [name])):
+            (out / file).unlink(missing_ok=True)
     for folder in FOLDERS:
         inside = [*(out / folder).rglob("*"), out / folder] if not (out / folder).is_symlink() else []
         for place in sorted((place for place in inside if place.is_dir() and not place.is_symlink()), reverse=True):

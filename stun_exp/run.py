@@ -102,8 +102,7 @@ def _run(point: Point, choices: Mapping[str, str | None]) -> Generator[Pruning, 
         remove(out, ["report.json", *opened.own_in("checkpoint"), *opened.own_in("recovery")])
     write_file(out / "config.yaml", [yaml.safe_dump(config, sort_keys=False).encode()])
     found = journal.found_in(out / "checkpoint", ledger.warn)
-    whole = {f"checkpoint/{shard.name}" for shard in found.shards.values()}
-    remove(out, [name for name in opened.own_in("checkpoint") if name not in whole])
+    remove(out, opened.own_in("checkpoint"), keep={f"checkpoint/{shard.name}" for shard in found.shards.values()})
     check_space(checkpoint, out, found.shards)
 
     spill = settings.stream.spill(out)

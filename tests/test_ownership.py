@@ -10,6 +10,7 @@ import pytest
 
 from stun_exp.journal import JOURNAL
 from stun_exp.opening import own_files
+from stun_exp.ownership import remove
 
 Runner = Callable[..., dict[str, Any]]
 
@@ -115,3 +116,22 @@ def test_files_of_earlier_plans_stay_a_runs_own(runner: Runner, tmp_path: Path) 
     runner("expert_pruner=random", "expert_pruner.ratio=0.25")
     runner("expert_pruner=stun", "expert_pruner.ratio=0.25")
     assert "clusters.json" in own_files(tmp_path / "run")
+
+
+def test_what_was_half_written_goes_with_its_name(tmp_path: Path) -> None:
+    """Also where the file itself is kept: it would count as a part of the checkpoint."""
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("a", "a.partial", "b", "b.partial", "theirs"):
+        (tmp_path / "checkpoint" / name).write_text("")
+    remove(tmp_path, ["checkpoint/a", "checkpoint/b"], keep={"checkpoint/a"})
+    assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == {"a", "theirs"}
+
+
+def test_nothing_outside_the_folder_is_removed(tmp_path: Path) -> None:
+    """Whatever a journal may name."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "theirs").write_text("")
+    (out / "link").symlink_to(tmp_path)
+    remove(out, ["../theirs", str(tmp_path / "theirs"), "link/theirs"])
+    assert (tmp_path / "theirs").exists()

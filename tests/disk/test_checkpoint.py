@@ -280,7 +280,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     mixtral: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stun_exp.disk.writer.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"out: the checkpoint needs up to 0.1 MB and 0.0 MB are free"):
+    with pytest.raises(OSError, match=r"checkpoint: the checkpoint needs up to 0.1 MB and 0.0 MB are free"):
         CheckpointWriter(mixtral, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 

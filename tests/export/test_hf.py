@@ -104,7 +104,7 @@ def test_what_was_written_is_checked_before_anything_is_loaded(make_pruned: Make
     """A router that wants more experts than there are crashes deep inside top-k."""
     pruned = make_pruned("mixtral", dict.fromkeys(range(3), FOUR))
     set_config(pruned.folder, num_experts_per_tok=5)
-    with pytest.raises(ValueError, match=r"layer 0 keeps 4 experts, and its router needs 5 \(top_k=5\)"):
+    with pytest.raises(ValueError, match=r"layer 0: the router chooses 5 experts a token \(top_k\) of 4"):
         HfExport().export(pruned)
 
 

@@ -218,7 +218,7 @@ def test_a_flipped_bit_in_the_source_is_seen_if_it_makes_a_number_none(go_from: 
     tensors[key].view(torch.int32)[0, 0] |= 0xFF << 23  # its exponent's
     save_file(tensors, source / SHARD, {"format": "pt"})
     os.utime(source / SHARD, ns=(written, written))  # a disk that forgets writes no time
-    with pytest.raises(ValueError, match=r"layer 2: .* holds NaN or infinity; the checkpoint is damaged"):
+    with pytest.raises(ValueError, match=r"layer 2's .* holds NaN or infinity .* the checkpoint is damaged"):
         go_from()
 
 
@@ -226,5 +226,5 @@ def test_a_source_that_was_written_again_is_another(go_from: Go, source: Path) -
     """Weights trained further, in a file of the same size."""
     tensors = load_file(source / SHARD)
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, source / SHARD, {"format": "pt"})
-    with pytest.raises(ValueError, match=f"size and time of {SHARD}"):
+    with pytest.raises(ValueError, match=f"checksum of {SHARD}"):
         go_from()

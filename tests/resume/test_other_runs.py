@@ -60,7 +60,7 @@ def test_restart_throws_away_what_was_done(
 def test_restart_helps_against_a_damaged_journal(interrupted: Path, go: Go, prunings: list[int]) -> None:
     journal = interrupted / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'"stage": "allocate"', b'"stage": "allocate'))
-    with pytest.raises(ValueError, match=r"journal\.jsonl, line 3: damaged .* pass resume=restart"):
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 5: damaged; pass resume=restart"):
         go()
     go("resume=restart")
     assert prunings == [0, 1, 2]
