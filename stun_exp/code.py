@@ -18,8 +18,9 @@ LIBRARIES = ("torch", "transformers")
 DECIDES_NOTHING = frozenset(
     f"stun_exp.{name}"
     for name in (
-        *("__main__", "beforehand", "cache", "cli", "code", "component", "config", "finished", "inspection", "journal"),
-        *("lock", "naming", "overrides", "ownership", "progress", "report", "tracking", "wording"),
+        *("__main__", "cache", "cli", "code", "component", "composing", "config", "entry", "finished", "inspection"),
+        *("journal", "kinds", "lock", "naming", "overrides", "ownership", "places", "progress", "report", "stopping"),
+        *("tracking", "wording"),
     )
 )
 """Modules and packages that are never part of a result's code."""

@@ -15,6 +15,7 @@ from shutil import rmtree
 from typing import Any, Literal
 
 from stun_exp.component import Component
+from stun_exp.disk.files import write_file
 from stun_exp.naming import shortened
 from stun_exp.report.files import read_regular, with_numbers
 
@@ -220,6 +221,4 @@ def _text(file: Path) -> str:
 
 
 def _keep(mark: Mapping[str, Any], file: Path) -> None:
-    from stun_exp.disk.files import write_file  # late: it takes torch along
-
     write_file(file, [(json.dumps(mark, indent=1) + "\n").encode()])

@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stun_exp.disk.files import write_file
 from stun_exp.expert_pruner.merge_path import MergePath, cut_globally
 
 if TYPE_CHECKING:
@@ -126,8 +127,6 @@ def indices(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
 
 
 def _save(figure: Any, file: Path) -> None:
-    from stun_exp.disk.files import write_file  # late: it takes torch along
-
     content = BytesIO()
     figure.savefig(content, format="png", dpi=130, metadata={"Software": MARK.decode()})
     write_file(file, [content.getvalue()])

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from stun_exp.disk.files import write_file
 from stun_exp.report.files import read_regular
 from stun_exp.stopping import stoppable
 
@@ -112,8 +113,6 @@ def stability(group: Sequence[ClusteredRun]) -> list[dict[str, Any]]:
 
 def write_agreement(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:
     """Writes agreement.json; what was written."""
-    from stun_exp.disk.files import write_file  # late: it takes torch along
-
     content = {
         "runs": [{"run": run.name, "layers": agreement(run)} for run in runs],
         "stability": [{"runs": [run.name for run in group], "layers": stability(group)} for group in repeated(runs)],

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from stun_exp.config import folders
+from stun_exp.disk.files import write_file
 from stun_exp.report.files import read_regular
 
 ERROR = "error.txt"
@@ -18,8 +19,6 @@ MARK = b"stun: "
 
 def keep_error(folder: Path, told: str, error: BaseException) -> None:
     """Leaves in a run's folder why it failed, or says that it cannot: a file of somebody's is in the way."""
-    from stun_exp.disk.files import write_file  # late: it takes torch along
-
     file = folder / ERROR
     if (file.is_symlink() or file.exists()) and not _is_ours(file):
         print(f"{file}: left as it is, no run has written it; so it does not say why this one failed", file=sys.stderr)

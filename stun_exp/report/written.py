@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+from stun_exp.disk.files import write_file
 from stun_exp.report.files import read_json, read_regular
 from stun_exp.report.page import HEAD
 
@@ -26,8 +27,6 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     refusals = list(_in_the_way(folder, digests, earlier))
     if refusals:
         raise ValueError(refusals[0] + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""))
-    from stun_exp.disk.files import write_file  # late: it takes torch along
-
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     between = earlier | {name: _both(earlier.get(name), digest) for name, digest in digests.items()}
