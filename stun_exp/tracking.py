@@ -86,7 +86,9 @@ class WandB(Component):
         if self.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled":
             return
         file, of = folder / MARK, {"project": self.project, "identity": identity}
-        mark = json.loads(read_regular(file)) if file.exists() else {}
+        mark = json.loads(read_regular(file)) if file.exists() else {"of": None}
+        if file.is_symlink() or not isinstance(mark, dict) or "of" not in mark:
+            raise ValueError(f"{file}: no tracker has written it, and this one has to write there; move it away")
         digest = sha256(content.encode()).hexdigest()
         if mark.get("of") != of:
             mark = {"of": of, "id": None, "logged": None}

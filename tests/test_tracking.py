@@ -324,3 +324,12 @@ def test_the_command_of_the_docs_finds_every_offline_run(run: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(words, env=os.environ | {"PATH": path}, capture_output=True, text=True, cwd=run)
     assert "Would sync 1 run" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("content", ['{"my": "notes"}', "[]"])
+def test_a_file_that_no_tracker_has_written_stays(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    (tmp_path / tracking.MARK).write_text(content)
+    with pytest.raises(ValueError, match=rf"{tracking.MARK}: no tracker has written it"):
+        WandB(project="p", group=None, mode="offline").track(tmp_path, None)
+    assert (tmp_path / tracking.MARK).read_text() == content

@@ -1,6 +1,7 @@
 """A model folder on disk, read one decoder layer at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import cached_property
 from math import prod
@@ -56,7 +57,10 @@ class Checkpoint(Architecture):
     def identity(self, digest: Callable[[Path], str]) -> dict[str, str]:
         """What tells this folder's content from another's: the digest of each file that it is made of."""
         weights = sorted(set(self.files.values()))
-        return self.companions(digest) | {str(file.relative_to(self.path)): digest(file) for file in weights}
+        with ThreadPoolExecutor() as threads:  # one hashes more slowly than a good disk reads
+            digests = list(threads.map(digest, weights))
+        names = [str(file.relative_to(self.path)) for file in weights]
+        return self.companions(digest) | dict(zip(names, digests, strict=True))
 
     def companions(self, digest: Callable[[Path], str]) -> dict[str, str]:
         """The same without the weights: config and tokenizer."""

@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from stun_exp.disk.files import write_file
-from stun_exp.report.files import read_regular
+from stun_exp.report.files import read_json, read_regular
 from stun_exp.stopping import stoppable
 
 Clusters = Sequence[Sequence[int]]
@@ -118,8 +118,19 @@ def write_agreement(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:
         "stability": [{"runs": [run.name for run in group], "layers": stability(group)} for group in repeated(runs)],
     }
     file = folder / "agreement.json"
+    if file.is_symlink() or (file.exists() and not _is_agreement(file)):
+        return [f"{file}: not written, a file that stun-clusters has not written is there; move it away"]
     write_file(file, [(json.dumps(content, indent=1) + "\n").encode()])
     return [f"wrote {file}"]
+
+
+def _is_agreement(file: Path) -> bool:
+    """Whether a file has what is written as agreement.json: nothing else is written over."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() == {"runs", "stability"}
 
 
 def draw(runs: Sequence[ClusteredRun], folder: Path) -> list[str]:

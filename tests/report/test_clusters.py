@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from stun_exp.report.cluster_figures import _counts_by_budget
-from stun_exp.report.clusters import ClusteredRun, adjusted_rand_index, agreement, main, read_runs, repeated, stability
+from stun_exp.report.clusters import (
+    ClusteredRun,
+    adjusted_rand_index,
+    agreement,
+    main,
+    read_runs,
+    repeated,
+    stability,
+    write_agreement,
+)
 
 Clusters = list[list[int]]
 FIGURES = ["agreement", "cluster_sizes", "dendrograms", "experts_kept", "mass_moved", "within_cluster_distance"]
@@ -171,3 +180,13 @@ def test_a_folder_without_clusters_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert (
         "no clusters.json in it; give the folder of a run or sweep with expert_pruner=stun" in capsys.readouterr().err
     )
+
+
+def test_a_file_of_another_is_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "agreement.json"
+    file.write_text('{"mine": 1}')
+    (said,) = write_agreement([], tmp_path)
+    assert "not written, a file that stun-clusters has not written is there" in said
+    assert file.read_text() == '{"mine": 1}'
+    file.unlink()
+    assert write_agreement([], tmp_path) == write_agreement([], tmp_path) == [f"wrote {file}"]
