@@ -2,6 +2,7 @@
 
 import platform
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,9 +15,12 @@ def name_of(device: torch.device) -> str:
 
 def circumstances(device: torch.device) -> dict[str, str | int]:
     """What the last bits of a result depend on, besides what is computed."""
-    return {"device": name_of(device), "threads": torch.get_num_threads()}
+    # On a GPU the processor decides little and its neighbours often differ; on none, it decides which kernels run.
+    where = {"processor": processor()} if device.type == "cpu" else {}
+    return {"device": name_of(device), "threads": torch.get_num_threads(), **where}
 
 
+@cache
 def processor() -> str:
     """The CPU's model and the instructions that torch uses on it: other ones round the last bits otherwise."""
     named = list[str]()
