@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, TypeAdapter, field_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from stun_exp.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan, router_digest
@@ -81,8 +81,12 @@ def read_plan(path: str) -> Recorded:
         recorded = {entry["layer"]: (_layer_plan(entry), str(entry["router"])) for entry in layers}
         if not 0 < len(recorded) == len(layers):
             raise ValueError("no layer, or one of them twice")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in ("layers", *first["loc"]))
+        raise ValueError(f"cannot be read as a plan ({where}: {first['msg']}); give a plan.json as a run writes it") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise ValueError(f"cannot be read as a plan ({error!r}); give a plan.json as a run writes it") from error
+        raise ValueError(f"cannot be read as a plan ({error!r:.200}); give a plan.json as a run writes it") from error
     return recorded
 
 
@@ -98,8 +102,8 @@ class _Entry(BaseModel):
     num_experts: int
     groups: list[list[int]]
     kept: list[int]
-    weights: list[list[float]] | None
-    aligned: bool
+    weights: list[list[float]] | None = None
+    aligned: bool = False
     router: str
 
 

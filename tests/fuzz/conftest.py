@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzz_world import World, result, stun
+from fuzz_world import CACHED, World, result, stun
 from transformers import AutoModelForCausalLM
 
 
@@ -23,6 +23,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     ended = stun(home / "run", made.values(home))
     assert (ended.code, ended.crash) == (0, ""), ended
     made.results["run"] = result(home / "run")
+    ended = stun(home / "cached", made.values(home) | {"cache.path": str(home / "cache")}, CACHED)
+    assert (ended.code, ended.crash) == (0, ""), ended
     return made
 
 

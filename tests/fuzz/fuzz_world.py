@@ -37,6 +37,8 @@ BASE = (
     *("calibration.sequence_length=16", "calibration.num_sequences=2", "calibration.batch_size=2"),
     *("expert_pruner=frequency", "allocation=uniform", "unstructured_pruner=wanda", "sparsity=0.4"),
 )
+CACHED = (*(text for text in BASE if text != "cache=none"), "cache=folder")
+PLANNED = tuple("expert_pruner=from_plan" if text == "expert_pruner=frequency" else text for text in BASE)
 _COMPOSED: dict[tuple[str, ...], DictConfig] = {}
 
 
