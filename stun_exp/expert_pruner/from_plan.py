@@ -2,13 +2,13 @@
 
 import json
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from stun_exp.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan, router_digest
+from stun_exp.paths import expanded, is_file, is_folder
 
 if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
@@ -70,11 +70,11 @@ class FromPlan(Component):
 
 def read_plan(path: str) -> Recorded:
     """The content of a plan.json, given as a file or by its folder; ValueError if it is missing or damaged."""
-    file = Path(path).expanduser()
-    if file.is_dir():
+    file = expanded(path)
+    if is_folder(file):
         file /= "plan.json"
-    if not file.is_file():
-        raise ValueError("no such file" if file == Path(path).expanduser() else "no plan.json in this folder")
+    if not is_file(file):
+        raise ValueError("no such file" if file == expanded(path) else "no plan.json in this folder")
     try:
         layers = json.loads(file.read_text())["layers"]
         _check_numbers(layers)

@@ -75,7 +75,7 @@ def stun(out: Path, values: Mapping[str, Any], overrides: Iterable[str] = BASE) 
     out.mkdir(parents=True, exist_ok=True)
     with open_dict(cfg):
         for key, value in values.items():
-            OmegaConf.update(cfg, key, value, force_add=True)
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         cfg.hydra.mode = "RUN"
         cfg.hydra.runtime.output_dir = str(out)
         HydraConfig.instance().set_config(cfg)
