@@ -24,7 +24,7 @@ from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.code import components, digests
 from stun_exp.disk.files import PARTIAL, digest_of, not_written, write_file
 from stun_exp.disk.shards import Shard
-from stun_exp.ownership import check_free
+from stun_exp.ownership import check_free, is_odd
 from stun_exp.progress import console
 from stun_exp.report.ledger import Cost
 from stun_exp.report.seen import Seen
@@ -110,7 +110,7 @@ class Journal:
     def _begin(self, made_of: Mapping[str, Any], names: Iterable[str]) -> None:
         """Writes the first records in the place of all others; what runs wrote here before stays their own."""
         begun = self.file.with_name(JOURNAL + PARTIAL)
-        if os.path.lexists(begun) and not (begun.is_file() and not begun.is_symlink() and _is_begun(begun.read_bytes())):
+        if is_odd(begun) or (begun.exists() and not _is_begun(begun.read_bytes())):
             raise ValueError(f"{begun}: no run has begun that file; move it away, or choose another folder")
         left = {name for name in self.own if (self.file.parent / name).exists()}
         self._records, self._end, self.own = [], End(0, ""), left | set(names)

@@ -58,8 +58,8 @@ def _opened(file: Path) -> TextIO:
 
 def _not_ours(file: Path) -> ValueError:
     return ValueError(
-        f"{file}: cannot be opened, or is not the file with which a run holds its folder; move it away, or choose another "
-        "folder with hydra.run.dir=DIR"
+        f"{file}: cannot be opened, or is not the file with which a run holds its folder; move it away, or choose "
+        "another folder with hydra.run.dir=DIR"
     )
 
 

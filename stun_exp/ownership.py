@@ -39,7 +39,7 @@ def check_folder(out: Path, source: Path, own: Collection[str], names: Collectio
         there = [file.relative_to(out).as_posix() for file in _files(folder)]
         _refuse(out, [name for name in there if name.removesuffix(PARTIAL) not in own and name not in own])
     check_free(out, set(names) - set(own))
-    _refuse(out, sorted(name for name in _with_partial(own) if _is_odd(out / name)))
+    _refuse(out, sorted(name for name in _with_partial(own) if is_odd(out / name)))
 
 
 def check_free(out: Path, names: Iterable[str]) -> None:
@@ -51,7 +51,7 @@ def _with_partial(names: Iterable[str]) -> list[str]:
     return [one for name in names for one in (name, f"{name}{PARTIAL}")]
 
 
-def _is_odd(file: Path) -> bool:
+def is_odd(file: Path) -> bool:
     """Whether something is there that no run has made: a link, a folder, a pipe in the place of a file."""
     return os.path.lexists(file) and (file.is_symlink() or not file.is_file())
 

@@ -159,7 +159,7 @@ class Keys:
             raise ValueError(f"{source}: no weights on disk for {', '.join(missing)}")
 
     def _check_rest(self, source: str) -> None:
-        """ValueError for a tensor outside the layers that two keys stand for, and for one inside under a strange name."""
+        """ValueError for a tensor outside the layers that two keys stand for, and one inside under a strange name."""
         found: dict[str, str] = {}
         for key in self.rest:
             target = self.target(key)

@@ -84,10 +84,14 @@ def read_plan(path: str) -> Recorded:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in ("layers", *first["loc"]))
-        raise ValueError(f"cannot be read as a plan ({where}: {first['msg']}); give a plan.json as a run writes it") from error
+        raise _no_plan(f"{where}: {first['msg']}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise ValueError(f"cannot be read as a plan ({error!r:.200}); give a plan.json as a run writes it") from error
+        raise _no_plan(f"{error!r:.200}") from error
     return recorded
+
+
+def _no_plan(why: str) -> ValueError:
+    return ValueError(f"cannot be read as a plan ({why}); give a plan.json as a run writes it")
 
 
 def _check_numbers(layers: object) -> None:

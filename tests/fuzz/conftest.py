@@ -1,7 +1,7 @@
 """A tiny model, its text, and runs of it, made once a session."""
 
 import json
-from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     _model(home / "model")
     (home / "text").mkdir()
     rows = torch.randint(0, 64, (8, 20), generator=torch.Generator().manual_seed(0)).tolist()
-    lines = [{"input_ids": row} if place % 2 else {"text": " ".join(f"w{i}" for i in row)} for place, row in enumerate(rows)]
+    texts = [" ".join(f"w{i}" for i in row) for row in rows]
+    lines = [{"input_ids": row} if place % 2 else {"text": texts[place]} for place, row in enumerate(rows)]
     (home / "text/text.jsonl").write_text("\n".join(map(json.dumps, lines)))
     ended = stun(home / "run", made.values(home))
     assert (ended.code, ended.crash) == (0, ""), ended
@@ -29,10 +30,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def _model(folder: Path) -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "conftest.py")
-    tiny = importlib.util.module_from_spec(spec)
+    """Writes the tiny Mixtral with two layers, in several files."""
+    spec = spec_from_file_location("tiny", Path(__file__).parents[1] / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tiny = module_from_spec(spec)
     spec.loader.exec_module(tiny)
     torch.manual_seed(0)
     config = tiny.tiny_config("mixtral")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 DEEP = "nested deeper than any reader goes"
 LEVELS = 2000
 OTHERS: tuple[Any, ...] = (None, True, False, 0, 1.5, "x", "", [], [None], {}, {"x": {"y": []}})
-NUMBERS: tuple[Any, ...] = (-1, -(10**9), 2**31, 2**63, 10**30, 10**400, 0.5, 1e308, *map(float, ("nan", "inf", "-inf")))
+NOT_FINITE = tuple(map(float, ("nan", "inf", "-inf")))
+NUMBERS: tuple[Any, ...] = (-1, -(10**9), 2**31, 2**63, 10**30, 10**400, 0.5, 1e308, *NOT_FINITE)
 STRINGS: tuple[Any, ...] = ("", " ", "\0", "../../x", "/x", "\ud800", "é" * 300, "x" * 100_000, "\n")
 
 
@@ -27,7 +28,7 @@ def places(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def damaged_tree(random: Random, content: Any) -> tuple[Any, str]:
-    """The same tree with a fault at one place, and what it is."""
+    """The same tree with a fault at one place, and what it is: `like` if the new value is of a kind with the old."""
     holder = {"": json.loads(json.dumps(content))}
     node, key = random.choice(list(places(holder)))
     kind = random.choice(("delete", "type", "type", "number", "number", "string", "deep", "rename", "double"))
@@ -40,8 +41,14 @@ def damaged_tree(random: Random, content: Any) -> tuple[Any, str]:
         node.append(old)
     else:
         node[key] = random.choice({"number": NUMBERS, "string": STRINGS, "deep": (DEEP,)}.get(kind, OTHERS))
-    shown = f"{str(old):.30} -> {str(node[key]):.30}" if key in node or isinstance(node, list) and key < len(node) else "gone"
-    return holder[""], f"{kind} at {key!r}: {shown}"
+        kind = "like" if _alike(old, node[key]) else f"{kind}, {node[key]!s:.30} now,"
+    return holder[""], f"{kind} at {key!r}, {old!s:.30}"
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether both are finite numbers, or both text: what is meant may be the one or the other."""
+    numbers = [isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < 1e300 for one in (old, new)]
+    return all(numbers) or (isinstance(old, str) and isinstance(new, str))
 
 
 def damaged_json(random: Random, content: bytes) -> tuple[bytes, str]:
@@ -78,7 +85,8 @@ def damaged_bytes(random: Random, content: bytes) -> tuple[bytes, str]:
     place = random.randrange(len(content) + 1)
     kind = random.choice(("cut", "flip", "insert", "empty", "utf-16", "latin", "bom", "zeros"))
     if kind == "flip" and place < len(content):
-        return content[:place] + bytes([content[place] ^ (1 << random.randrange(8))]) + content[place + 1 :], f"flip {place}"
+        flipped = bytes([content[place] ^ (1 << random.randrange(8))])
+        return content[:place] + flipped + content[place + 1 :], f"flip {place}"
     if kind == "insert":
         return content[:place] + random.randbytes(3) + content[place:], f"bytes at {place}"
     others = {
@@ -118,7 +126,8 @@ def damaged_weights(random: Random, file: Path) -> str:
     content = file.read_bytes()
     header = int.from_bytes(content[:8], "little") + 8
     if kind in ("header", "flip", "length"):
-        place = {"header": random.randrange(8, header), "length": random.randrange(8)}.get(kind, random.randrange(header))
+        first, end = {"header": (8, header), "length": (0, 8)}.get(kind, (0, header))
+        place = random.randrange(first, end)
         file.write_bytes(content[:place] + random.randbytes(1) + content[place + 1 :])
         return f"{kind}: byte {place}"
     if kind == "cut":
@@ -129,13 +138,14 @@ def damaged_weights(random: Random, file: Path) -> str:
     key = random.choice(sorted(tensors))
     tensor = tensors[key]
     if kind == "number":
-        tensor.flatten()[random.randrange(tensor.numel())] = random.choice(list(map(float, ("nan", "inf", "-inf"))))
+        tensor.flatten()[random.randrange(tensor.numel())] = random.choice(NOT_FINITE)
     elif kind == "dtype":
         other = random.choice((torch.int64, torch.int8, torch.bool, torch.float16, torch.float64, torch.float8_e4m3fn))
         tensors[key] = tensor.to(other)
         what = str(other)
     elif kind == "shape":
-        tensors[key] = random.choice((tensor[:-1], tensor[None], tensor.flatten(), tensor[:0], tensor.sum())).contiguous()
+        others = (tensor[:-1], tensor[None], tensor.flatten(), tensor[:0], tensor.sum())
+        tensors[key] = random.choice(others).contiguous()
     else:
         del tensors[key]
         if kind != "gone":

@@ -25,9 +25,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from stun_exp.__main__ import CONF, job
-from stun_exp.config import ConfigError
+from stun_exp.config import ConfigError, build
 
-SEED, CASES = os.environ.get("STUN_FUZZ_SEED", "0"), int(os.environ.get("STUN_FUZZ_CASES", "12"))
+SEED, CASES = os.environ.get("STUN_FUZZ_SEED", "0"), int(os.environ.get("STUN_FUZZ_CASES", "16"))
 """Of each kind; more of them, or others, are for hunting."""
 SECONDS = 20
 MOST_LINES, MOST_CHARACTERS = 12, 1200
@@ -71,16 +71,32 @@ def composed(overrides: Iterable[str]) -> DictConfig:
 
 def stun(out: Path, values: Mapping[str, Any], overrides: Iterable[str] = BASE) -> Ended:
     """Runs what the command runs, with settings as they are after its command line was read."""
-    cfg = composed(overrides)
+    cfg = filled(values, overrides)
     out.mkdir(parents=True, exist_ok=True)
     with open_dict(cfg):
-        for key, value in values.items():
-            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         cfg.hydra.mode = "RUN"
         cfg.hydra.runtime.output_dir = str(out)
         HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
     return ended(lambda: job(cfg))
+
+
+def built(out: Path, values: Mapping[str, Any], overrides: Iterable[str] = BASE) -> Ended:
+    """Checks the settings alone."""
+    cfg = filled(values, overrides)
+    with open_dict(cfg):
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    return ended(lambda: build(cfg))
+
+
+def filled(values: Mapping[str, Any], overrides: Iterable[str]) -> DictConfig:
+    """The config of these overrides, with these values in it, whatever they are."""
+    cfg = composed(overrides)
+    with open_dict(cfg):
+        for key, value in values.items():
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return cfg
 
 
 def ended(command: Callable[[], Any]) -> Ended:
@@ -182,7 +198,11 @@ def pruned(out: Path) -> bool:
 
 
 def complaint(
-    ended: Ended, before: Mapping[str, Any], after: Mapping[str, Any], named: Iterable[str], own: Callable[[str], bool] = lambda path: False
+    ended: Ended,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    named: Iterable[str],
+    own: Callable[[str], bool] = lambda path: False,
 ) -> str:
     """What no command may do, whatever is wrong; "" if it did none of it."""
     if ended.crash:

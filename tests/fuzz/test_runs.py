@@ -1,4 +1,4 @@
-"""Whatever lies in a run's folder, or in the cache: nothing is lost that no run has made, and no fault goes on in silence."""
+"""Whatever lies in a run's folder or the cache: nothing is lost that no run has made, and no fault stays unsaid."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fuzz_mutants import damaged_bytes, damaged_json, damaged_lines, no_file
-from fuzz_world import BASE, CACHED, CASES, PLANNED, SEED, Ended, World, as_anybody, complaint, everything, result, stun
+from fuzz_world import CACHED, CASES, PLANNED, SEED, Ended, World, as_anybody, complaint, everything, result, stun
 
 from stun_exp.disk.checkpoint import Checkpoint
 from stun_exp.journal import JOURNAL
@@ -70,7 +70,9 @@ def a_file_of_a_run(world: World, at: Path, random: Random) -> str:
     why = judged(world, f"{file.name}: {what}", ended, before, at, *named, own=lambda path: path in taken)
     told_again = name in ARTIFACTS and name != "report.json"  # report.json says it too, and no run reads it
     left = ended.code == 0 and not told_again and everything(at).get(str(file)) == before.get(str(file))
-    return why or (f"{file.name}: {what}\n  left as it is, without a word" if left and file.name not in ended.said else "")
+    if why or not left or file.name in ended.said:
+        return why
+    return f"{file.name}: {what}\n  left as it is, without a word"
 
 
 def a_cached_value(world: World, at: Path, random: Random) -> str:
@@ -85,7 +87,8 @@ def a_cached_value(world: World, at: Path, random: Random) -> str:
     before = everything(at)
     with as_anybody():
         ended = stun(at / "out", world.values(world.home) | {"cache.path": str(cache)}, CACHED)
-    return judged(world, f"{file.parents[1].name}: {what}", ended, before, at, str(cache), own=lambda path: path == str(file))
+    what = f"{file.parents[1].name}: {what}"
+    return judged(world, what, ended, before, at, str(cache), own=lambda path: path == str(file))
 
 
 def a_plan(world: World, at: Path, random: Random) -> str:
@@ -111,7 +114,8 @@ def planted(world: World, at: Path, random: Random) -> str:
         a_run(world, at, random)
     out.mkdir(exist_ok=True)
     names = [*names_of(Checkpoint(world.home / "model", None)), JOURNAL, LOCK, "clusters.json", "notes", "report"]
-    names += [f"{name}.partial" for name in names] + ["checkpoint", "recovery", "checkpoint/x", "recovery/x", "checkpoint/x/y"]
+    names += [f"{name}.partial" for name in names]
+    names += ["checkpoint", "recovery", "checkpoint/x", "recovery/x", "checkpoint/x/y"]
     own = own_files(out)
     own |= {f"{name}.partial" for name in own}  # what a run that was killed leaves
     file = out / random.choice(names)
@@ -119,7 +123,9 @@ def planted(world: World, at: Path, random: Random) -> str:
         return ""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(random.choice(("theirs", "", '{"theirs": 1}', '{"theirs": 1}\n')))
-    what = f"{file.relative_to(out)}: {file.read_text()!r}, {no_file(random, file) if random.random() < 0.5 else 'theirs'}"
+    what = f"{file.relative_to(out)}: {file.read_text()!r}"
+    if random.random() < 0.5:
+        what += f", {no_file(random, file)}"
     if random.random() < 0.3 and file.is_dir():
         (file / "inside").write_text("theirs")
     before = everything(at)

@@ -1,4 +1,4 @@
-"""Whatever a setting is given is taken as it stands, or said in a line that names the setting, before anything is pruned."""
+"""What a setting is given is taken as it stands, or a line names the setting before anything is pruned."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 from fuzz_mutants import NUMBERS, OTHERS, STRINGS
-from fuzz_world import BASE, CASES, SEED, World, complaint, composed, everything, pruned, stun
+from fuzz_world import BASE, CASES, SEED, World, built, complaint, composed, everything, pruned, stun
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stun_exp.__main__ import CONF
 from stun_exp.config import Settings
 
-GROUPS = {name: sorted(file.stem for file in (CONF / name).glob("*.yaml")) for name in Settings.model_fields if (CONF / name).is_dir()}
-SLOW = {"eval", "tracker"}
-"""Groups whose parts take seconds, or another machine: their settings are checked, and nothing is run."""
+GROUPS = {
+    name: sorted(file.stem for file in (CONF / name).glob("*.yaml"))
+    for name in Settings.model_fields
+    if (CONF / name).is_dir()
+}
+SLOW = {"eval", "tracker", "c4"}
+"""Groups, and one choice, whose parts take seconds or a network: their settings are checked, and nothing is run."""
 
 
 def settings(node: Any, path: str = "") -> Iterator[str]:
@@ -36,20 +40,23 @@ def a_setting(world: World, at: Path, random: Random) -> str:
     overrides = [text for text in BASE if not text.startswith(f"{group}=")] + [f"{group}={choice}"]
     cfg = composed(overrides)
     known = world.values(world.home) | {"model.parameters": None}
-    names = [name for name in settings(cfg) if name.split(".")[0] == group] + ["sparsity", "sparsity_scope", "seed", "name", "save", "resume"]
-    name = random.choice(names)
+    names = list(settings(cfg))
+    name = random.choice(
+        [name for name in names if name.split(".")[0] == group or (name not in GROUPS and "." not in name)]
+    )
     value = random.choice(random.choice((OTHERS, NUMBERS, STRINGS)))
     if random.random() < 0.05:
         name, value = group, cfg[random.choice(sorted(GROUPS))]
     what = f"{group}={choice}: {name}={value!r:.60}"
     before = everything(world.home)
-    dry = {"dry_run": group in SLOW}
-    values = {key: known[key] for key in known if not (key.startswith(f"{group}.") and group == "calibration" and choice != "local")}
-    ended = stun(at / "out", {**values, **dry, name: value}, overrides)
+    if group == "calibration" and choice != "local":
+        del known["calibration.path"]
+    command = built if {group, choice} & SLOW else stun
+    ended = command(at / "out", known | {name: value}, overrides)
     root = name.split(".")[0]
     as_before = _AS_IT_IS.get((group, choice))
     if ended.code and not as_before:
-        as_before = _AS_IT_IS[group, choice] = stun(at / "before", {**values, **dry}, overrides).said or "nothing"
+        as_before = _AS_IT_IS[group, choice] = command(at / "before", known, overrides).said or "nothing"
     if ended.said == as_before:
         return ""  # this choice needs more than one setting to go with the others
     if not ended.code and not _of_a_kind(cfg, name, value):
@@ -68,7 +75,8 @@ def _of_a_kind(cfg: DictConfig, name: str, value: Any) -> bool:
     """Whether a value is of a kind with what the config has there; what may be left out may be of any."""
     was = OmegaConf.select(cfg, name, throw_on_missing=False)
     kinds = (bool, (int, float), str, (list, ListConfig), (dict, DictConfig))
-    return was is None or next(kind for kind in kinds if isinstance(was, kind)) == next((kind for kind in kinds if isinstance(value, kind)), None)
+    was_kind, is_kind = (next((kind for kind in kinds if isinstance(one, kind)), None) for one in (was, value))
+    return was is None or was_kind == is_kind
 
 
 CATEGORIES = {"settings": a_setting}
