@@ -177,12 +177,24 @@ def _main(conf: Path) -> None:
 def _tell(error: Exception) -> str:
     """Says why a job failed, in one line if that is the user's to mend; gives that line."""
     # An OSError names its file. Our ValueErrors are for users; a library's may be our bug and keeps its traceback.
-    ours = isinstance(error, OSError) or (isinstance(error, ValueError) and _raised_here(error))
+    ours = isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _raised_here(error))
     if SHOW_ALL or not ours:
         traceback.print_exception(error)
     else:
-        print(f"error: {error}", file=sys.stderr)
-    return str(error) if ours else f"{type(error).__name__}: {one_line(error)}"
+        print(f"error: {_in_words(error)}", file=sys.stderr)
+    return _in_words(error) if ours else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _in_words(error: Exception) -> str:
+    """What an error that is the user's to mend says; the system's own say no more than a name and a number."""
+    if isinstance(error, MemoryError):
+        return (
+            "this machine has not enough memory; lower calibration.num_sequences or calibration.batch_size, pass "
+            "stream=out_of_core, or see what a run needs with stun inspect"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: cannot be read or written ({error.strerror}); see what is there, and who may use it"
+    return str(error)
 
 
 def _raised_here(error: Exception) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from stun_exp.component import Component
+from stun_exp.paths import expanded
 
 
 class Damaged(Exception):
@@ -94,7 +95,7 @@ class CacheFolder(Component):
             raise OSError(f"cache.path={self.path}: {file} could not be written ({error.strerror or error})") from error
 
     def _file(self, what: str, name: str) -> Path:
-        return Path(self.path).expanduser() / what / name[:2] / name
+        return expanded(self.path) / what / name[:2] / name
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from stun_exp.cache import Store
 from stun_exp.component import Component
+from stun_exp.paths import expanded, is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,7 @@ class Calibration(Component):
         path = getattr(self, "path", None)
         key = {
             "calibration": f"{type(self).__qualname__} {self!r}",
-            "text": None if path is None else digest(Path(path).expanduser()),
+            "text": None if path is None else digest(expanded(path)),
             "seed": seed,
             "decoder_start": decoder_start,
             "tokenizer": dict(model),
@@ -151,7 +152,7 @@ class LocalText(Calibration):
         return text_file(path, ".txt", ".jsonl")
 
     def _documents(self, tokenizer: Any) -> list[list[int]]:
-        file = Path(self.path).expanduser()
+        file = expanded(self.path)
         if file.suffix == ".txt":
             documents = [tokenizer(text_of(file, self.path))["input_ids"]]
         else:
@@ -200,8 +201,8 @@ class C4(Calibration):
 
 def text_file(path: str, *endings: str) -> str:
     """`path`, where a file of text is; ValueError if there is none, or if it ends otherwise."""
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = expanded(path)
+    if not is_file(file):
         raise ValueError("no such file")
     if file.suffix not in endings:
         raise ValueError(f"must end in {' or '.join(endings)}")

@@ -7,12 +7,12 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from pydantic import field_validator
 
 from stun_exp.calibration import Calibration, CalibrationTokens, checked_text, json_rows, text_file, token_ids
+from stun_exp.paths import expanded
 
 Pair = tuple[list[int], list[int]]
 
@@ -42,7 +42,7 @@ class Pairs(Calibration):
                 "calibration=pairs has sources and targets, and the model is decoder-only, which reads plain text: "
                 "pass calibration=local calibration.path=FILE"
             )
-        rows = json_rows(Path(self.path).expanduser(), self.path)
+        rows = json_rows(expanded(self.path), self.path)
         found = [self._pair(row, where, tokenizer, decoder_start) for where, row in rows]
         if len(found) < self.num_sequences:
             raise ValueError(

@@ -26,11 +26,10 @@ from stun_exp.composing import UNNAMED, Composed, composed, configs
 from stun_exp.config import ConfigError, Settings, build, points
 from stun_exp.naming import folder_name
 from stun_exp.overrides import Argument, Groups, parsed, read
+from stun_exp.paths import is_folder
 from stun_exp.places import other_run, taken, unusable
 from stun_exp.wording import did_you_mean, dotted, no_such, shown
 
-LONGEST_SHOWN = 100
-"""Characters of a folder's name in a line that says what is wrong with it."""
 MOST_CONFIGS, MOST_JOBS = 64, 1000
 """A config takes a tenth of a second to compose, a job with other values a hundredth to check."""
 
@@ -49,7 +48,7 @@ def check(argv: Sequence[str], conf: Path, writes: bool = True) -> list[str]:
     if args.config_path or args.config_name:
         flag = "--config-path" if args.config_path else "--config-name"
         raise ConfigError([f"{flag}: there is one config; --config-dir=DIR adds the choices in a folder to it"])
-    if args.config_dir and not Path(args.config_dir).is_dir():
+    if args.config_dir and not is_folder(args.config_dir):
         raise ConfigError([f"--config-dir={args.config_dir}: no such folder; give one with folders like conf/ has"])
     if any((args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)):
         return list(argv)
@@ -218,14 +217,14 @@ class _Jobs:
             yield from error.mistakes
         else:
             named = self.unnamed is not None and composed.names_folders
-            if named and out is not None and not unknown and Path(out).is_dir():
+            if named and out is not None and not unknown and is_folder(out):
                 yield from _of_others(settings, cfg, composed, out)
 
     def _place(self, composed: Composed) -> str:
         """The setting that says where runs are, and its value."""
         kind, value = ("run", composed.run_dir) if self.unnamed is None else ("sweep", composed.sweep_dir)
         text = str(value)
-        return f"hydra.{kind}.dir={shown(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '...')}"
+        return f"hydra.{kind}.dir={shown(text)}"
 
     def _folder(self, composed: Composed, arguments: list[Argument], job: list[str]) -> str | None:
         """Where a job's run is to be; None where only Hydra will know."""

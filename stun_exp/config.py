@@ -193,12 +193,12 @@ def _item(node: DictConfig | ListConfig, key: Any, path: str, mistakes: list[str
 
 def _component(target: Any, path: str, mistakes: list[str]) -> type[Component] | None:
     """The component class at the dotted path `target`; None, with a line in `mistakes`, if none is there or fits."""
-    where = f"{dotted(path, '_target_')}={target}"
+    where = f"{dotted(path, '_target_')}={target!s:.200}"
     module_name, _, name = str(target).rpartition(".")
     try:
         module = import_module(module_name)
-    except (ImportError, ValueError) as error:  # ValueError: `target` has no dot
-        mistakes.append(f"{where}: cannot be imported ({error}); pass MODULE.CLASS")
+    except Exception as error:  # of the module's own code too; and `target` may be no name at all
+        mistakes.append(f"{where}: cannot be imported ({error!s:.200}); pass MODULE.CLASS")
         return None
     components = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Component)}
     if name not in components:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from stun_exp.component import Component
 from stun_exp.harness import BUNDLED, Figures, Loaded, digest, load, measure, quiet, rehearse
+from stun_exp.paths import is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ class Benchmark(Component):
     @classmethod
     def _is_there(cls, include: str | None) -> str | None:
         """`include`, if a folder is where it says."""
-        if include not in (None, BUNDLED) and not Path(str(include)).is_dir():
+        if include not in (None, BUNDLED) and not is_folder(str(include)):
             raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED}, or null for lm-eval's")
         return include
 

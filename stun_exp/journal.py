@@ -22,9 +22,9 @@ from torch import Tensor
 
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.code import components, digests
-from stun_exp.disk.files import digest_of, not_written, write_file
+from stun_exp.disk.files import PARTIAL, digest_of, not_written, write_file
 from stun_exp.disk.shards import Shard
-from stun_exp.ownership import check_free
+from stun_exp.ownership import check_free, is_odd
 from stun_exp.progress import console
 from stun_exp.report.ledger import Cost
 from stun_exp.report.seen import Seen
@@ -109,6 +109,9 @@ class Journal:
 
     def _begin(self, made_of: Mapping[str, Any], names: Iterable[str]) -> None:
         """Writes the first records in the place of all others; what runs wrote here before stays their own."""
+        begun = self.file.with_name(JOURNAL + PARTIAL)
+        if is_odd(begun) or (begun.exists() and not _is_begun(begun.read_bytes())):
+            raise ValueError(f"{begun}: no run has begun that file; move it away, or choose another folder")
         left = {name for name in self.own if (self.file.parent / name).exists()}
         self._records, self._end, self.own = [], End(0, ""), left | set(names)
         lines = []
@@ -268,7 +271,7 @@ def read_records(file: Path, torn: bool = False) -> tuple[list[dict[str, Any]], 
             raise ValueError(f"{file}, line {number}: damaged; pass resume=restart to throw away what the run has done")
         records.append(record)
         end = End(end.size + len(line) + 1, _checksum(record, end))
-    if not lines and not _BEGINNING.startswith(cut_off[: len(_BEGINNING)]):
+    if not lines and not _is_begun(cut_off):
         raise ValueError(f"{file}: is no journal of a run as this version writes it; choose another folder")
     return records, end
 
@@ -285,4 +288,7 @@ def _record(line: bytes, end: End) -> dict[str, Any] | None:
     return record if whole.get("sha256") == _checksum(record, end) else None
 
 
-_BEGINNING = b'{"sha256": "'
+def _is_begun(content: bytes) -> bool:
+    """Whether content is what a journal begins with, as far as it goes."""
+    beginning = b'{"sha256": "'
+    return beginning.startswith(content[: len(beginning)])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from stun_exp.component import Component
+from stun_exp.paths import expanded, is_folder
 from stun_exp.toy import MODELS
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Model(Component):
         if path.startswith(BUNDLED) and path.removeprefix(BUNDLED) not in MODELS:
             raise ValueError(f"no such bundled model; there are {', '.join(BUNDLED + name for name in MODELS)}")
         hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-        if not (hub or path.startswith(BUNDLED) or Path(path).expanduser().is_dir()):
+        if not (hub or path.startswith(BUNDLED) or is_folder(expanded(path))):
             raise ValueError("no such folder, nor a hub repository (owner/name)")
         return path
 
@@ -103,13 +104,13 @@ class Model(Component):
 
     def folder(self, files: Sequence[str] = FILES) -> Path:
         """The local folder; of a hub repository the `files` are fetched into the hub's own cache first."""
-        local = self.path.startswith(BUNDLED) or Path(self.path).expanduser().is_dir()
+        local = self.path.startswith(BUNDLED) or is_folder(expanded(self.path))
         if local and self.revision is not None:
             raise ValueError(f"model.revision={self.revision} is for hub repositories; pass model.revision=null")
         if self.path.startswith(BUNDLED):
             return MODELS[self.path.removeprefix(BUNDLED)]
         if local:
-            return Path(self.path).expanduser()
+            return expanded(self.path)
         from huggingface_hub import snapshot_download
 
         try:

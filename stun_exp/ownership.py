@@ -3,6 +3,7 @@
 A journal says which files those are, before they are written.
 """
 
+import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -38,11 +39,21 @@ def check_folder(out: Path, source: Path, own: Collection[str], names: Collectio
         there = [file.relative_to(out).as_posix() for file in _files(folder)]
         _refuse(out, [name for name in there if name.removesuffix(PARTIAL) not in own and name not in own])
     check_free(out, set(names) - set(own))
+    _refuse(out, sorted(name for name in _with_partial(own) if is_odd(out / name)))
 
 
 def check_free(out: Path, names: Iterable[str]) -> None:
-    """ValueError if one of the files is there: somebody else has written it."""
-    _refuse(out, sorted(name for name in names if (out / name).is_symlink() or (out / name).exists()))
+    """ValueError if one of the files is there, or begun: somebody else has written it."""
+    _refuse(out, sorted(name for name in _with_partial(names) if os.path.lexists(out / name)))
+
+
+def _with_partial(names: Iterable[str]) -> list[str]:
+    return [one for name in names for one in (name, f"{name}{PARTIAL}")]
+
+
+def is_odd(file: Path) -> bool:
+    """Whether something is there that no run has made: a link, a folder, a pipe in the place of a file."""
+    return os.path.lexists(file) and (file.is_symlink() or not file.is_file())
 
 
 def _refuse(out: Path, foreign: list[str]) -> None:

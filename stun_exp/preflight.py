@@ -45,6 +45,8 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     path = checkpoint.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer("a text")  # some of its settings are not looked at before
+        ids = tokenizer.get_vocab().values()
     except Exception as error:  # a dozen classes of three libraries
         names, _ = carried_files(path)
         if not any("token" in name or name.startswith(("vocab", "merges", "spiece")) for name in names):
@@ -54,9 +56,9 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         told = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {told})") from error
     rows = checkpoint.config.get_text_config().vocab_size
-    if len(tokenizer) > rows:
+    if (most := max(len(tokenizer) - 1, *ids)) >= rows:
         raise ValueError(
-            f"{path}: its tokenizer has {len(tokenizer)} tokens, and the embeddings have {rows} rows (vocab_size); "
+            f"{path}: its tokenizer has tokens up to number {most}, and the embeddings have {rows} rows (vocab_size); "
             "give the tokenizer that belongs to the weights, or resize the embeddings"
         )
     return tokenizer

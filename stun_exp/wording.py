@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+LONGEST_SHOWN = 100
+"""Characters of a value in a line that says what is wrong with it."""
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -53,7 +55,12 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def shown(value: Any) -> str:
-    """`value` as typed on the command line; text that could be taken for something else is quoted."""
+    """`value` as typed on the command line, its beginning if it is long; text that could be another thing is quoted."""
+    text = _typed(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _typed(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):

@@ -46,6 +46,18 @@ def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_longer_name_of_before_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / LOCK).write_text("x" * 1000)
+    (tmp_path / LOCK).write_text(json.dumps({"pid": 1, "host": "x" * 1000}) + "\n")
     with alone_in(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["text", "pipe", "link", "folder"])
+def test_what_is_no_lock_stays_as_it_is(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    file = tmp_path / LOCK
+    make = {"text": lambda: file.write_text("theirs"), "pipe": lambda: os.mkfifo(file), "folder": file.mkdir}
+    make.get(kind, lambda: file.symlink_to("theirs"))()
+    with pytest.raises(ValueError, match=rf"{file}: .* move it away, or choose another folder"), alone_in(tmp_path):
+        pass
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert kind != "text" or file.read_text() == "theirs"

@@ -12,6 +12,8 @@ from pydantic_core import from_json
 
 PARTIAL = ".partial"
 """Ends the name of a file that is being written."""
+LONGEST_NAME = 255
+"""Bytes of a file's name in a model's folder; no disk in use takes more."""
 
 
 def own_file(folder: Path, name: str, said_by: str) -> Path:
@@ -21,18 +23,21 @@ def own_file(folder: Path, name: str, said_by: str) -> Path:
     """
     file = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{folder / said_by}: names {name!r}, which is outside the folder; download it again")
+        raise ValueError(f"{folder / said_by}: names {name!r:.200}, which is outside the folder; download it again")
+    if "\0" in name or len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(f"{folder / said_by}: names {name!r:.200}, and no file can be called so; download it again")
     if not is_inside(folder, file):
         raise ValueError(
-            f"{file}: a link to {file.resolve()}, outside the model's folder; links are followed only within it and in "
-            "the hub's cache: put the file itself there"
+            f"{file}: a link to {os.path.realpath(file)}, outside the model's folder; links are followed only within "
+            "it and in the hub's cache: put the file itself there"
         )
     return file
 
 
 def is_inside(folder: Path, file: Path) -> bool:
     """Whether a file, all links followed, lies in the folder or among the blobs of the hub's cache it belongs to."""
-    home, real = folder.resolve(), file.resolve()
+    # Not Path.resolve, which fails on links in a circle: those lead nowhere.
+    home, real = (Path(os.path.realpath(path)) for path in (folder, file))
     blobs = [(home.parent.parent / "blobs").resolve()] if home.parent.name == "snapshots" else []
     return any(real.is_relative_to(place) for place in (home, *blobs))
 

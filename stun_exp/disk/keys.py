@@ -28,6 +28,7 @@ _TABLES = "rotary_emb.inv_freq"
 """Tables that old checkpoints carry, and that are computed."""
 
 
+_REMOVE = "remove the one that is not meant, or download the checkpoint again"
 _STACKED = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
 """Conversions that put matrices of experts beside one another and change nothing in them."""
 
@@ -143,16 +144,29 @@ class Keys:
         alike: dict[tuple[Any, ...], int] = {}
         for index, (layer, path) in enumerate(zip(self.architecture.outlines, self.architecture.paths, strict=True)):
             prefix = _common_prefix(self.by_layer[index], path)
+            if other := next((key for key in self.by_layer[index] if not key.startswith(prefix)), None):
+                raise ValueError(f"{source}: {other} is beside keys that begin with {prefix}; {_REMOVE}")
             tails = frozenset(key[len(prefix) :] for key in self.by_layer[index])
             expected = frozenset(layer.module.state_dict())
             if alike.setdefault((tails, expected, layer.num_experts), index) == index:
                 self._check_layer(source, layer, path, expected)
+        self._check_rest(source)
         absent = self._known.keys() - {self.target(key) for key in self.rest}
         layers = tuple(f"{path}." for path in self.architecture.paths)
         tied = set(self.architecture.skeleton.all_tied_weights_keys)
         missing = sorted(name for name in absent - tied if not name.startswith(layers))
         if missing:
             raise ValueError(f"{source}: no weights on disk for {', '.join(missing)}")
+
+    def _check_rest(self, source: str) -> None:
+        """ValueError for a tensor outside the layers that two keys stand for, and one inside under a strange name."""
+        found: dict[str, str] = {}
+        for key in self.rest:
+            target = self.target(key)
+            if target.startswith(tuple(f"{path}." for path in self.architecture.paths)):
+                raise ValueError(f"{source}: {key} stands for {target}, under a name that is none; {_REMOVE}")
+            if found.setdefault(target, key) != key and not any(target in c.target_patterns for c in self._converters):
+                raise ValueError(f"{source}: {found[target]} and {key} stand for one tensor; {_REMOVE}")
 
     def _check_layer(self, source: str, layer: MoELayer, path: str, expected: Set[str]) -> None:
         where = f"{source}: layer {layer.index}"

@@ -49,7 +49,7 @@ def carried_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _comes_along(file: Path) -> bool:
-    if file.is_dir():
+    if file.name == TEMPLATES:
         return False
     terms = file.name.upper().startswith(TERMS)
     carried = file.name.endswith(CARRIED) and file.name != "config.json" and not file.name.endswith(".index.json")

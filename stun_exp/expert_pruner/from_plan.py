@@ -2,13 +2,13 @@
 
 import json
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, TypeAdapter, field_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from stun_exp.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan, router_digest
+from stun_exp.paths import expanded, is_file, is_folder
 
 if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
@@ -70,20 +70,28 @@ class FromPlan(Component):
 
 def read_plan(path: str) -> Recorded:
     """The content of a plan.json, given as a file or by its folder; ValueError if it is missing or damaged."""
-    file = Path(path).expanduser()
-    if file.is_dir():
+    file = expanded(path)
+    if is_folder(file):
         file /= "plan.json"
-    if not file.is_file():
-        raise ValueError("no such file" if file == Path(path).expanduser() else "no plan.json in this folder")
+    if not is_file(file):
+        raise ValueError("no such file" if file == expanded(path) else "no plan.json in this folder")
     try:
         layers = json.loads(file.read_text())["layers"]
         _check_numbers(layers)
         recorded = {entry["layer"]: (_layer_plan(entry), str(entry["router"])) for entry in layers}
         if not 0 < len(recorded) == len(layers):
             raise ValueError("no layer, or one of them twice")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in ("layers", *first["loc"]))
+        raise _no_plan(f"{where}: {first['msg']}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise ValueError(f"cannot be read as a plan ({error!r}); give a plan.json as a run writes it") from error
+        raise _no_plan(f"{error!r:.200}") from error
     return recorded
+
+
+def _no_plan(why: str) -> ValueError:
+    return ValueError(f"cannot be read as a plan ({why}); give a plan.json as a run writes it")
 
 
 def _check_numbers(layers: object) -> None:
@@ -98,8 +106,8 @@ class _Entry(BaseModel):
     num_experts: int
     groups: list[list[int]]
     kept: list[int]
-    weights: list[list[float]] | None
-    aligned: bool
+    weights: list[list[float]] | None = None
+    aligned: bool = False
     router: str
 
 
