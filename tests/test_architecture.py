@@ -51,7 +51,9 @@ def test_methods_import_moe_but_no_stage_and_no_disk() -> None:
     for file in (file for group in METHODS for file in (PACKAGE / group).glob("*.py")):
         rooms = ("run", "stages", "stream", "disk", "models", "nf4", "config")
         forbidden = tuple(f"stun_exp.{room}" for room in rooms)
-        assert not [name for name in imports(file) if name.startswith(forbidden)], file
+        found = {name for name in imports(file) if name.startswith(forbidden)}
+        # To write a file whole is to know nothing of checkpoints.
+        assert not {name for name in found if not name.startswith("stun_exp.disk.files")}, file
 
 
 def test_only_the_command_line_imports_run() -> None:
@@ -64,7 +66,7 @@ def test_only_shards_knows_safetensors() -> None:
 
 
 def test_methods_and_stages_take_values_not_configs() -> None:
-    allowed = {"__main__.py", "cli.py", "config.py", "overrides.py", "report/sweep.py"}
+    allowed = {"__main__.py", "cli.py", "composing.py", "config.py", "overrides.py", "report/sweep.py"}
     assert importers("omegaconf") | importers("hydra") <= allowed
 
 

@@ -149,6 +149,6 @@ def test_inputs_behind_experts_that_were_merged_otherwise_are_others() -> None:
         replace(plan, aligned=True),
         replace(plan, groups=[[0], [2]], weights=None),
     ]
-    keys = [DenseInputs(known, Plan([one], [], {}), {}).of["plan"] for one in (plan, *others)]
+    keys = [DenseInputs(known, Plan([one], [], {}), {"modules": []}).of["plan"] for one in (plan, *others)]
     assert len(set(keys)) == 4
-    assert DenseInputs(known, Plan([replace(plan, facts={"loss": 1})], [], {}), {}).of["plan"] == keys[0]
+    assert DenseInputs(known, Plan([replace(plan, facts={"loss": 1})], [], {}), {"modules": []}).of["plan"] == keys[0]

@@ -1,6 +1,7 @@
 """The parts of a training, by hand."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -82,8 +83,8 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
     model, optimizer, saved = _state(tmp_path / "recovery/state.pt")
     saved.save(model, optimizer, History(2.0, [1.0], [0.5]))
 
-    def full(state: dict[str, Tensor], file: Path) -> None:
-        file.write_bytes(b"half of it")
+    def full(state: dict[str, Tensor], handle: BinaryIO) -> None:
+        handle.write(b"half of it")
         raise RuntimeError("PytorchStreamWriter failed writing file\nmore")
 
     monkeypatch.setattr(torch, "save", full)
