@@ -18,7 +18,7 @@ GROUPS = {
     for name in Settings.model_fields
     if (CONF / name).is_dir()
 }
-SLOW = {"eval", "tracker", "c4"}
+SLOW = {"eval", "export", "tracker", "c4"}
 """Groups, and one choice, whose parts take seconds or a network: their settings are checked, and nothing is run."""
 
 
