@@ -19,7 +19,19 @@ DECIDES_NOTHING = frozenset(
     f"stun_exp.{name}"
     for name in (
         *("__main__", "cache", "cli", "code", "component", "composing", "config", "entry", "finished", "inspection"),
-        *("journal", "kinds", "lock", "naming", "overrides", "ownership", "places", "progress", "report", "stopping"),
+        *(
+            "journal",
+            "kinds",
+            "lock",
+            "naming",
+            "overrides",
+            "ownership",
+            "paths",
+            "places",
+            "progress",
+            "report",
+            "stopping",
+        ),
         *("tracking", "wording"),
     )
 )
