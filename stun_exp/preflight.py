@@ -58,7 +58,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     rows = checkpoint.config.get_text_config().vocab_size
     if (most := max(len(tokenizer) - 1, *ids)) >= rows:
         raise ValueError(
-            f"{path}: its tokenizer has tokens up to number {most}, and the embeddings have {rows} rows (vocab_size); "
+            f"{path}: its tokenizer numbers {most + 1} tokens, and the embeddings have {rows} rows (vocab_size); "
             "give the tokenizer that belongs to the weights, or resize the embeddings"
         )
     return tokenizer
