@@ -6,8 +6,8 @@ import transformers
 
 from stun_exp.disk.architecture import Architecture
 from stun_exp.disk.files import read_json, write_file
+from stun_exp.disk.writer import CODE
 
-FILE = "modeling_stun.py"
 _CODE = '''"""{stock} with as many experts in each layer as per_layer_config says in config.json.
 
 Written by stun, which pruned the model. Needs transformers {version} or later, and nothing else.
@@ -53,11 +53,11 @@ def write_code(written: Architecture) -> None:
     assert obstacle(written) is None
     stock = type(written.skeleton).__name__
     names = {"stock": stock, "stack": written.family.stacks[0], "version": transformers.__version__}
-    write_file(written.path / FILE, [_CODE.format(**names).encode()])
+    write_file(written.path / CODE, [_CODE.format(**names).encode()])
     config = read_json(written.path / "config.json")
     key = written.family.num_experts_key
     # The name that the layers read: under another, asking for the count of all layers would pass unnoticed.
     key = written.config.attribute_map.get(key, key)
     config["per_layer_config"] = {str(index): {key: count} for index, count in enumerate(counts) if count}
-    config["auto_map"] = {"AutoModelForCausalLM": f"{FILE.removesuffix('.py')}.Pruned{stock}"}
+    config["auto_map"] = {"AutoModelForCausalLM": f"{CODE.removesuffix('.py')}.Pruned{stock}"}
     write_file(written.path / "config.json", [(json.dumps(config, indent=1) + "\n").encode()])
