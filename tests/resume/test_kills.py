@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,17 +87,16 @@ def test_killed_at_random_again_and_again(
     in_child(lambda: go(out=tmp_path / "whole"))()
     took = time.monotonic() - began
     times, kills = random.Random(seed), 0
-    while kills < 20:
+    while kills < 20 and not (tmp_path / "out/report.json").exists():
         child = in_child(go)
         time.sleep(times.uniform(0, 0.8 * took))
         os.kill(child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        if child() == 0:  # it was quicker
-            break
-        kills += 1
-        if (tmp_path / "out/report.json").exists():
-            break
-    else:
-        go()
+        if child() == signal.SIGKILL:
+            kills += 1
+        elif not kills:  # quicker than the first run, by which the times were chosen: once more, with shorter ones
+            took /= 2
+            shutil.rmtree(tmp_path / "out")
+    go()
     assert kills > 0
     assert content(tmp_path / "out/checkpoint") == content(tmp_path / "whole/checkpoint")
     # What is kept is recorded again by who was killed before the report was written.
@@ -184,14 +184,14 @@ def test_a_real_command_killed_and_given_again(tmp_path: Path, content: Content)
     layers = recorded(tmp_path / "whole").count("prune")
     for stages in (3, 4):
         process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(recorded(tmp_path / "killed")) < stages:
-            assert process.poll() is None
+        while len(recorded(tmp_path / "killed")) < stages and process.poll() is None:
             time.sleep(0.001)
         process.kill()
         process.wait()
-        assert not (tmp_path / "killed/report.json").exists()
+    # A busy machine may let it come to its end before the kill.
+    killed = not (tmp_path / "killed/report.json").exists()
     done = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
-    assert "goes on" in done.stderr
+    assert ("goes on" if killed else "finished earlier") in done.stderr
     assert recorded(tmp_path / "killed").count("prune") == layers
     assert content(tmp_path / "killed/checkpoint") == content(tmp_path / "whole/checkpoint")
     assert "stun sparsity=0.4 eval=none" in (tmp_path / "killed/checkpoint/README.md").read_text()
