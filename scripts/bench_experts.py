@@ -39,8 +39,8 @@ def gram_memory() -> dict[str, Any]:
 def gram_peak_gib(chunk_tokens: int) -> float:
     import torch
 
-    from stun_exp.expert_pruner.lattice import best_subset
-    from stun_exp.report.ledger import _peak_host_gib, _reset_peaks
+    from stun_exp.expert_pruner.reconstruction.lattice import best_subset
+    from stun_exp.state.ledger import _peak_host_gib, _reset_peaks
 
     block, hidden_TD = _moe_block(32, 16384)
     _grams(block, hidden_TD[:64], 4, 64)  # what torch loads at its first call is not the search's memory
@@ -56,7 +56,7 @@ def _exhaustive(num_experts: int, num_kept: int, *, reference: bool) -> dict[str
 
     import torch
 
-    from stun_exp.expert_pruner.lattice import best_subset
+    from stun_exp.expert_pruner.reconstruction.lattice import best_subset
 
     layer, hidden_TD = _moe_block(num_experts, 2048)
     num_removed = num_experts - num_kept
@@ -104,7 +104,7 @@ def _moe_block(num_experts: int, num_tokens: int) -> tuple[Any, Any]:
 def _grams(layer: Any, hidden_TD: Any, num_removed: int, chunk_tokens: int) -> Any:
     import torch
 
-    from stun_exp.expert_pruner.token_grams import TokenGrams
+    from stun_exp.expert_pruner.reconstruction.token_grams import TokenGrams
     from stun_exp.moe.observe import observe
 
     grams = TokenGrams(layer.num_experts, layer.top_k, num_removed, layer.renormalises, chunk_tokens)
@@ -115,9 +115,9 @@ def _grams(layer: Any, hidden_TD: Any, num_removed: int, chunk_tokens: int) -> A
 
 def stun_global_budget_seconds() -> dict[str, Any]:
     """Which 3,570 of Snowflake Arctic's 35 x 128 experts stay, from router rows alone; the goal is under 3."""
-    from stun_exp.expert_pruner.linkage import merge_path
-    from stun_exp.expert_pruner.merge_path import cut_globally
-    from stun_exp.expert_pruner.similarity import router_distance
+    from stun_exp.expert_pruner.stun.linkage import merge_path
+    from stun_exp.expert_pruner.stun.merge_path import cut_globally
+    from stun_exp.expert_pruner.stun.similarity import router_distance
 
     rows = _router_rows()
 
@@ -133,8 +133,8 @@ def stun_global_budget_seconds() -> dict[str, Any]:
 
 def stun_budget_vs_restart() -> dict[str, Any]:
     """The official rule's search for half of the same experts, against the rule from scratch at every trial."""
-    from stun_exp.expert_pruner.official_search import OfficialLayers, search
-    from stun_exp.expert_pruner.similarity import router_distance
+    from stun_exp.expert_pruner.stun.official_search import OfficialLayers, search
+    from stun_exp.expert_pruner.stun.similarity import router_distance
 
     distances = [router_distance(rows_ED, "frobenius") for rows_ED in _router_rows()]
     target, found = 35 * 64, {}

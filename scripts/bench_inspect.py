@@ -18,8 +18,8 @@ NORMS = ["input_layernorm.weight", "post_attention_layernorm.weight"]
 
 def inspect_million_seconds() -> dict[str, Any]:
     """Reading the index of a model of 1,000,515 tensors, all checks and the printing, once torch is imported."""
-    from stun_exp.__main__ import CONF
-    from stun_exp.cli import settings_of
+    from stun_exp.cli.check import settings_of
+    from stun_exp.cli.main import CONF
     from stun_exp.inspection import show
 
     with tempfile.TemporaryDirectory() as folder:

@@ -50,9 +50,9 @@ def nf4_expert_bytes_ratio() -> dict[str, Any]:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 
+    from stun_exp.checkpoint.nf4 import check_memory, memory, quantise_
     from stun_exp.moe.families import FAMILIES
     from stun_exp.moe.layers import MoELayer
-    from stun_exp.nf4 import check_memory, memory, quantise_
 
     torch.manual_seed(0)
     config = MixtralConfig(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_local_experts=8)

@@ -106,14 +106,14 @@ def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str,
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from stun_exp.__main__ import CONF
-    from stun_exp.config import build, points
-    from stun_exp.disk.checkpoint import Checkpoint
-    from stun_exp.disk.writer import CheckpointWriter
-    from stun_exp.progress import prepare_libraries
+    from stun_exp.checkpoint.checkpoint import Checkpoint
+    from stun_exp.checkpoint.writer import CheckpointWriter
+    from stun_exp.cli.main import CONF
+    from stun_exp.config.settings import build, points
+    from stun_exp.utils.progress import prepare_libraries
 
     prepare_libraries()
-    from stun_exp.run import run
+    from stun_exp.pipeline.run import run
 
     seconds = {"read": 0.0, "write": 0.0}
     timed_method(Checkpoint, "read_planned", seconds, "read")

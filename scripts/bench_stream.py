@@ -33,7 +33,7 @@ def stream_rss_per_layer() -> dict[str, Any]:
 
 def stream_over_memory() -> dict[str, Any]:
     """Pruning and writing 6 layers streamed, over the same with all layers in memory, loading included; at most 1.2."""
-    from stun_exp.disk.checkpoint import Checkpoint
+    from stun_exp.checkpoint.checkpoint import Checkpoint
 
     class InMemory(Checkpoint):
         """Reads every layer before the first is worked on."""
@@ -61,10 +61,10 @@ def stream_overlap() -> dict[str, Any]:
     from bench_scale import timed_method
     from timing import timed
 
-    from stun_exp.disk.checkpoint import Checkpoint
-    from stun_exp.disk.writer import CheckpointWriter
-    from stun_exp.stream import Step
-    from stun_exp.weight_stage import WeightStage
+    from stun_exp.checkpoint.checkpoint import Checkpoint
+    from stun_exp.checkpoint.writer import CheckpointWriter
+    from stun_exp.pipeline.prune import WeightStage
+    from stun_exp.streaming.walk import Step
 
     seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
     timed_method(Checkpoint, "read_planned", seconds, "read")
@@ -84,10 +84,10 @@ def _prune(checkpoint: Any, out: Path) -> None:
     import torch
 
     from stun_exp.allocation.ratios import LayerRatios
-    from stun_exp.disk.writer import CheckpointWriter
-    from stun_exp.stream import Walk
+    from stun_exp.checkpoint.writer import CheckpointWriter
+    from stun_exp.pipeline.prune import WeightStage
+    from stun_exp.streaming.walk import Walk
     from stun_exp.unstructured_pruner.wanda import Wanda
-    from stun_exp.weight_stage import WeightStage
 
     pruner = Wanda(
         attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"

@@ -103,12 +103,12 @@ def _run(out: Path, *overrides: str) -> None:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from stun_exp.__main__ import CONF
-    from stun_exp.config import build, points
-    from stun_exp.progress import prepare_libraries
+    from stun_exp.cli.main import CONF
+    from stun_exp.config.settings import build, points
+    from stun_exp.utils.progress import prepare_libraries
 
     prepare_libraries()
-    from stun_exp.run import run
+    from stun_exp.pipeline.run import run
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["expert_pruner=exhaustive", "name=bench", *overrides])

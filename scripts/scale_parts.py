@@ -18,9 +18,9 @@ def make(dimensions: dict[str, Any], num_layers: int, folder: Path, ratio: float
     import torch
     from safetensors.torch import save_file
 
-    from stun_exp.disk.architecture import Architecture
-    from stun_exp.disk.keys import Keys
-    from stun_exp.disk.shards import INDEX
+    from stun_exp.checkpoint.architecture import Architecture
+    from stun_exp.checkpoint.keys import Keys
+    from stun_exp.checkpoint.shards import INDEX
     from stun_exp.toy import WEIGHTS
 
     config = dimensions | {"num_hidden_layers": num_layers, "vocab_size": 2048, "dtype": "bfloat16"}

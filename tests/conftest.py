@@ -20,13 +20,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stun_exp.__main__ import CONF
-from stun_exp.config import build, points
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.writer import CheckpointWriter
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import build, points
 from stun_exp.models import register
 from stun_exp.moe import families
-from stun_exp.run import run
+from stun_exp.pipeline.run import run
+
+pytest_plugins = ["conf_tree_fixtures", "report_fixtures"]
 
 FAMILIES = list(families.FAMILIES)  # a family without a tiny model below fails the tests that run over families
 TYPICAL = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]

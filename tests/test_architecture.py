@@ -49,25 +49,26 @@ def test_moe_imports_nothing_of_the_project_but_itself() -> None:
 
 def test_methods_import_moe_but_no_stage_and_no_disk() -> None:
     for file in (file for group in METHODS for file in (PACKAGE / group).glob("*.py")):
-        rooms = ("run", "stages", "stream", "disk", "models", "nf4", "config")
+        rooms = ("cli", "pipeline", "streaming", "checkpoint", "models", "state", "config.settings")
         forbidden = tuple(f"stun_exp.{room}" for room in rooms)
         found = {name for name in imports(file) if name.startswith(forbidden)}
         # To write a file whole is to know nothing of checkpoints.
-        assert not {name for name in found if not name.startswith("stun_exp.disk.files")}, file
+        assert not {name for name in found if not name.startswith("stun_exp.utils.files")}, file
 
 
 def test_only_the_command_line_imports_run() -> None:
-    assert importers("stun_exp.run") == {"__main__.py"}
+    assert importers("stun_exp.pipeline.run") == {"cli/main.py"}
 
 
 def test_only_shards_knows_safetensors() -> None:
     """Outside the toy model, which is made here and not read."""
-    assert {file for file in importers("safetensors") if not file.startswith("toy/")} == {"disk/shards.py"}
+    assert {file for file in importers("safetensors") if not file.startswith("toy/")} == {"checkpoint/shards.py"}
 
 
 def test_methods_and_stages_take_values_not_configs() -> None:
-    allowed = {"__main__.py", "cli.py", "composing.py", "config.py", "overrides.py", "report/sweep.py"}
-    assert importers("omegaconf") | importers("hydra") <= allowed
+    found = importers("omegaconf") | importers("hydra")
+    assert found
+    assert all(file.startswith(("cli/", "config/")) for file in found)
 
 
 def test_components_are_built_without_torch() -> None:
@@ -94,8 +95,7 @@ def test_a_component_has_the_same_name_three_times(group: str) -> None:
     for name, module in modules.items():
         assert (ROOT / "tests" / group / f"test_{name}.py").is_file(), name
         room, _, home = module.rpartition(".")
-        assert room == f"stun_exp.{group}", name
-        assert (PACKAGE / group / f"{home}.py").is_file(), name
+        assert room.startswith(f"stun_exp.{group}"), name
         assert modules.get(home) == module, f"{module} is a component and has no {home}.yaml"
-        if (PACKAGE / group / f"{name}.py").is_file():
+        if list((PACKAGE / group).rglob(f"{name}.py")):
             assert home == name, f"{name}.yaml passes {name}.py by"

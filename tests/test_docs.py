@@ -13,8 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from stun_exp.__main__ import CONF
-from stun_exp.cli import check, settings_of
+from stun_exp.cli.check import check, settings_of
+from stun_exp.cli.main import CONF
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -19,14 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from stun_exp.__main__ import CONF
-from stun_exp.budget import budget_of, expected_counts
-from stun_exp.cli import check
-from stun_exp.config import ConfigError, Settings, build
-from stun_exp.config import points as points_of
-from stun_exp.disk.architecture import Architecture
-from stun_exp.report.published import published_rows
-from stun_exp.run import run
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.cli.check import check
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import ConfigError, Settings, build
+from stun_exp.config.settings import points as points_of
+from stun_exp.pipeline.budget import budget_of, expected_counts
+from stun_exp.pipeline.run import run
+from stun_exp.report.tables.published import published_rows
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(

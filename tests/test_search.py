@@ -11,9 +11,9 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from stun_exp.__main__ import CONF
-from stun_exp.cli import check
-from stun_exp.config import ConfigError
+from stun_exp.cli.check import check
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import ConfigError
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="no Optuna: pip install -e '.[optuna]'")
 # Of Optuna 2.10 and SQLAlchemy 2, when the plugin is imported.

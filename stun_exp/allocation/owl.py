@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
     from stun_exp.allocation.protocol import Allotment, Saliencies

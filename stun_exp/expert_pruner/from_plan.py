@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan, router_digest
-from stun_exp.paths import expanded, is_file, is_folder
+from stun_exp.utils.paths import expanded, is_file, is_folder
 
 if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class HCSMoE(Component):
     def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> LayerPlan:
         from scipy.spatial.distance import pdist, squareform
 
-        from stun_exp.expert_pruner.linkage import merge_path
         from stun_exp.expert_pruner.merging import cosine_distance, merge
         from stun_exp.expert_pruner.scores import check_finite
+        from stun_exp.expert_pruner.stun.linkage import merge_path
         from stun_exp.moe.observe import one
         from stun_exp.moe.statistics import ExpertTokens, MeanOutputs
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 from stun_exp.moe.plan import Plan
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 from stun_exp.moe.plan import LayerPlan, Plan, keep
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import json
 
 import transformers
 
-from stun_exp.disk.architecture import Architecture
-from stun_exp.disk.files import read_json, write_file
-from stun_exp.disk.writer import CODE
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.checkpoint.writer import CODE
+from stun_exp.utils.files import read_json, write_file
 
 _CODE = '''"""{stock} with as many experts in each layer as per_layer_config says in config.json.
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
-    from stun_exp.disk.architecture import Architecture
+    from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.export.protocol import Pruned
     from stun_exp.moe.layers import MoELayer
     from stun_exp.moe.plan import Plan
@@ -50,7 +50,7 @@ class HfExport(Component):
         _check_counts(source, {layer.layer: len(layer.groups) for layer in plan.layers})
 
     def export(self, pruned: "Pruned") -> dict[str, Any]:
-        from stun_exp.disk.checkpoint import Checkpoint
+        from stun_exp.checkpoint.checkpoint import Checkpoint
         from stun_exp.export.proof import prove
 
         written = Checkpoint(pruned.folder, None)

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
-    from stun_exp.disk.architecture import Architecture
+    from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.export.protocol import Pruned
     from stun_exp.moe.plan import Plan
 
@@ -31,7 +31,7 @@ class HfUnequalExport(Component):
         """Any plan will do."""
 
     def export(self, pruned: "Pruned") -> dict[str, Any]:
-        from stun_exp.disk.checkpoint import Checkpoint
+        from stun_exp.checkpoint.checkpoint import Checkpoint
         from stun_exp.export.generated import write_code
         from stun_exp.export.proof import prove
 

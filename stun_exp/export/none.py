@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
-    from stun_exp.disk.architecture import Architecture
+    from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.export.protocol import Pruned
     from stun_exp.moe.plan import Plan
 

@@ -3,10 +3,10 @@
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
-    from stun_exp.disk.architecture import Architecture
+    from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.export.protocol import Pruned
     from stun_exp.moe.layers import MoELayer
     from stun_exp.moe.plan import Plan
@@ -33,9 +33,9 @@ class ProfileExport(Component):
             )
 
     def export(self, pruned: "Pruned") -> dict[str, Any]:
-        from stun_exp.disk.files import read_json
-        from stun_exp.disk.load import assemble
+        from stun_exp.checkpoint.load import assemble
         from stun_exp.export.proof import compare, fixed_batch, logits_BTV
+        from stun_exp.utils.files import read_json
 
         began = time.monotonic()
         retained: dict[str, list[int]] = read_json(pruned.profile)["retained_experts"]

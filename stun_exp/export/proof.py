@@ -19,8 +19,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
 
 SEQUENCES, TOKENS = 2, 24
 TOLERANCE, TOLERANCE_16_BITS = 1e-4, 1e-2

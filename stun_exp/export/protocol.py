@@ -9,8 +9,8 @@ from stun_exp.moe.plan import Plan
 if TYPE_CHECKING:
     import torch
 
-    from stun_exp.disk.architecture import Architecture
-    from stun_exp.disk.checkpoint import Checkpoint
+    from stun_exp.checkpoint.architecture import Architecture
+    from stun_exp.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import Any
 from stun_exp.inspection.sizes import Inspection
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens
+from stun_exp.pipeline.prune import WeightStage
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
-from stun_exp.weight_stage import WeightStage
 
 DISK_RATE = 1e9
 """Bytes a second, read or written."""

@@ -8,9 +8,9 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 
-from stun_exp.budget import Scope
 from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
 from stun_exp.inspection.sizes import Inspection, inspect
+from stun_exp.pipeline.budget import Scope
 
 Row = tuple[str, str]
 

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stun_exp.budget import Scope, kinds_in_scope
-from stun_exp.disk.architecture import Architecture
-from stun_exp.disk.dequantise import packing_of
-from stun_exp.disk.files import read_json
-from stun_exp.disk.keys import Keys
-from stun_exp.disk.shards import INDEX, find_shards
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.checkpoint.dequantize import packing_of
+from stun_exp.checkpoint.keys import Keys
+from stun_exp.checkpoint.nf4 import BLOCK
+from stun_exp.checkpoint.shards import INDEX, find_shards
 from stun_exp.moe.layers import Kind, MoELayer
-from stun_exp.nf4 import BLOCK
+from stun_exp.pipeline.budget import Scope, kinds_in_scope
+from stun_exp.utils.files import read_json
 
 NF4_BYTES = 0.5 + 4 / BLOCK
 """Of a weight in NF4: half a byte, and its part of the scale that its block shares."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,8 +53,8 @@ class ExpertDistillation(Component):
         import torch
 
         from stun_exp.moe.distill import distil_experts
-        from stun_exp.progress import track
         from stun_exp.recovery.training import Saved, batch_BT, course, forget_activations, zeros_of
+        from stun_exp.utils.progress import track
 
         saved = Saved(pruned.state, [self.model_dump(exclude={"save_every", "teacher"}), pruned.seed, pruned.digest()])
         model, layers = pruned.load()

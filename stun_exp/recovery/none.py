@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
     from stun_exp.recovery.protocol import PrunedModel

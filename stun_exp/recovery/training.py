@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stun_exp.disk.files import whole_file
 from stun_exp.moe.layers import MoELayer
+from stun_exp.utils.files import whole_file
 
 Zeros = list[tuple[Tensor, Tensor]]
 """Parameters, and where they are zero and are to stay so."""

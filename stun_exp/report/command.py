@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stun_exp.naming import shortened
-from stun_exp.report import markdown
-from stun_exp.report.comparable import ComparableSet, comparable_sets, unequal
-from stun_exp.report.failed import failures
-from stun_exp.report.formats import comma_separated, latex
-from stun_exp.report.published import compare, with_verdict
-from stun_exp.report.read import read_runs
-from stun_exp.report.significance import significance_table
-from stun_exp.report.tables import ResultsTable, results_table
-from stun_exp.stopping import stoppable
+from stun_exp.cli.interrupts import stoppable
+from stun_exp.cli.naming import shortened
+from stun_exp.report.data.comparable import ComparableSet, comparable_sets, unequal
+from stun_exp.report.data.read import read_runs
+from stun_exp.report.tables.formats import comma_separated, latex
+from stun_exp.report.tables.published import compare, with_verdict
+from stun_exp.report.tables.results import ResultsTable, results_table
+from stun_exp.report.tables.significance import significance_table
+from stun_exp.state.failures import failures
+from stun_exp.utils import markdown
 
 if TYPE_CHECKING:
     from stun_exp.report.page import Section
@@ -79,7 +79,7 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     sets = comparable_sets(found.runs)
     parts = [list(_parts(one, name)) for one, name in zip(sets, _names(sets), strict=True)]
     # Late: drawing is the slowest part, and a refusal should not wait for it.
-    from stun_exp.report.figures import draw_figures
+    from stun_exp.report.figures.draw import draw_figures
     from stun_exp.report.page import Section, page
     from stun_exp.report.written import INDEX, write_files
 
@@ -128,7 +128,7 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
 
 def _over_models(sets: Sequence[ComparableSet], folder: str) -> Iterator["Section"]:
     """Figures that have several models in them, or why there are none; nothing where a model has several sets."""
-    from stun_exp.report.figures import draw_figures_over_models
+    from stun_exp.report.figures.draw import draw_figures_over_models
     from stun_exp.report.page import Section
 
     runs = [run for one in sets for run in one.runs]

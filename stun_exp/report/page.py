@@ -7,9 +7,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stun_exp.report.drawing import DARK
-from stun_exp.report.figures import Figure
-from stun_exp.report.tables import ResultsTable
+from stun_exp.report.figures.draw import Figure
+from stun_exp.report.figures.style import DARK
+from stun_exp.report.tables.results import ResultsTable
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from stun_exp.disk.files import write_file
-from stun_exp.report.files import read_json, read_regular
 from stun_exp.report.page import HEAD
+from stun_exp.utils.files import write_file
+from stun_exp.utils.json_files import read_json, read_regular
 
 MANIFEST = "written.json"
 """In a report's folder: each file that was written there -> the sha256 of its content, or of both that it may have."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
     from torch import Tensor

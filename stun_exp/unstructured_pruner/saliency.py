@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 from stun_exp.unstructured_pruner.pattern import Pattern, check_width, parsed
 
 if TYPE_CHECKING:

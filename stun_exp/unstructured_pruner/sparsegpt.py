@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stun_exp.component import Component
+from stun_exp.config.component import Component
 from stun_exp.unstructured_pruner.pattern import Pattern, check_width, parsed
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from torch import Tensor
 from stun_exp.allocation.owl import OWL
 from stun_exp.allocation.protocol import Allotment, Saliencies
 from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
-from stun_exp.allocation_stage import layer_ratios
-from stun_exp.budget import budget_of
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.stream import Walk
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.pipeline.allocate import layer_ratios
+from stun_exp.pipeline.budget import budget_of
+from stun_exp.pipeline.prune import WeightStage
+from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.wanda import Wanda
-from stun_exp.weight_stage import WeightStage
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")

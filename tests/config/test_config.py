@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from stun_exp.__main__ import CONF
-from stun_exp.cli import check
-from stun_exp.component import Component
-from stun_exp.config import ConfigError, Settings, build
-from stun_exp.wording import did_you_mean
+from stun_exp.cli.check import check
+from stun_exp.cli.main import CONF
+from stun_exp.config.component import Component
+from stun_exp.config.errors import did_you_mean
+from stun_exp.config.settings import ConfigError, Settings, build
 
 ONE_MISTAKE = {
     "sparsty=0.4": "sparsty: no such setting; did you mean sparsity?",

@@ -4,12 +4,12 @@ from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from stun_exp.__main__ import CONF
-from stun_exp.cache import NoCache
-from stun_exp.cli import check
-from stun_exp.component import Component
-from stun_exp.config import ConfigError, Settings, kinds
-from stun_exp.kinds import lacking, members
+from stun_exp.cli.check import check
+from stun_exp.cli.main import CONF
+from stun_exp.config.component import Component
+from stun_exp.config.kinds import lacking, members
+from stun_exp.config.settings import ConfigError, Settings, kinds
+from stun_exp.state.cache import NoCache
 
 
 class Kind(Protocol):
@@ -28,9 +28,9 @@ def test_every_component_of_a_run_is_of_a_kind() -> None:
 
 
 @pytest.mark.parametrize("place", kinds())
-@pytest.mark.parametrize("target", ["stun_exp.cache.NoCache", "stun_exp.tracking.NoTracker"])
+@pytest.mark.parametrize("target", ["stun_exp.state.cache.NoCache", "stun_exp.tracker.wandb.NoTracker"])
 def test_a_component_made_for_another_place_is_told(place: str, target: str) -> None:
-    own = {"stun_exp.cache.NoCache": "cache", "stun_exp.tracking.NoTracker": "tracker"}[target]
+    own = {"stun_exp.state.cache.NoCache": "cache", "stun_exp.tracker.wandb.NoTracker": "tracker"}[target]
     if place == own:
         return
     with pytest.raises(ConfigError) as error:

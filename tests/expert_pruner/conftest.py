@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.cache import NoCache, Store
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.expert_pruner.protocol import ExpertPruner
-from stun_exp.known import Known
 from stun_exp.moe.observe import Statistic
 from stun_exp.moe.plan import Plan
-from stun_exp.stages import even_counts, plan_experts
-from stun_exp.stream import Walk
+from stun_exp.pipeline.experts import even_counts, plan_experts
+from stun_exp.state.cache import NoCache, Store
+from stun_exp.state.statistics_cache import Known
+from stun_exp.streaming.walk import Walk
 
 NOTHING_KNOWN = Known(Store(NoCache(), pytest.fail), {})
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stun_exp.expert_pruner.cut import Budget, Cut, cut_linkage, cut_official
+from stun_exp.expert_pruner.stun.cut import Budget, Cut, cut_linkage, cut_official
 
 
 def line(*points: float) -> np.ndarray:

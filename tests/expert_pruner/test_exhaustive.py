@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.expert_pruner.exhaustive import Exhaustive
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.expert_pruner.reconstruction.exhaustive import Exhaustive
 from stun_exp.moe.observe import observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import RoutedOutputs
-from stun_exp.stream import Step, Walk
+from stun_exp.streaming.walk import Step, Walk
 
 PlanAndPasses = Callable[..., tuple[Plan, float]]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.expert_pruner.greedy_reconstruction import GreedyReconstruction
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.expert_pruner.reconstruction.greedy_reconstruction import GreedyReconstruction
 from stun_exp.moe.plan import Plan
-from stun_exp.stream import Step, Walk
+from stun_exp.streaming.walk import Step, Walk
 
 GREEDY = GreedyReconstruction(ratio=0.5, progressive=False, chunk_tokens=50)
 
@@ -58,7 +58,7 @@ def test_loss_is_never_below_the_best(
     mixtral: Checkpoint, tokens_BT: Tensor, progressive: bool, plan_and_passes: Callable[..., tuple[Plan, float]]
 ) -> None:
     """In the first layer, where both see the same inputs."""
-    from stun_exp.expert_pruner.exhaustive import Exhaustive
+    from stun_exp.expert_pruner.reconstruction.exhaustive import Exhaustive
 
     shared = {"ratio": 0.5, "progressive": progressive, "chunk_tokens": 50}
     greedy, _ = plan_and_passes(mixtral, GreedyReconstruction(**shared), [tokens_BT])

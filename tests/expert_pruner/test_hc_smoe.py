@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.expert_pruner.hc_smoe import HCSMoE
 from stun_exp.moe.observe import observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import ExpertTokens, MeanOutputs
-from stun_exp.stream import Walk
+from stun_exp.streaming.walk import Walk
 
 Planned = Callable[..., Plan]
 LINKAGES: dict[Any, Callable[[list[float]], float]] = {"average": mean, "complete": max, "single": min}

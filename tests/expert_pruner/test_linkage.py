@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from stun_exp.expert_pruner.linkage import Linkage, merge_path
-from stun_exp.expert_pruner.merge_path import cut_globally
+from stun_exp.expert_pruner.stun.linkage import Linkage, merge_path
+from stun_exp.expert_pruner.stun.merge_path import cut_globally
 
 Clusters = list[list[int]]
 JOIN: dict[Linkage, Callable[[list[float]], float]] = {

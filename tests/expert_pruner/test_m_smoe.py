@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.expert_pruner.m_smoe import MSMoE
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import ExpertTokens, RouterLogitGram

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stun_exp.expert_pruner.merge_path import MergePath, cut_globally
+from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
 
 # 0-1 at 1, 2-3 at 2, {0, 1}-4 at 4 (named by expert 1), then everything at 8.
 PATH = MergePath(5, [(0, 1), (2, 3), (1, 4), (3, 0)], [1.0, 2.0, 4.0, 8.0])

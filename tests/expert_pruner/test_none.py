@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.moe.plan import Plan
 

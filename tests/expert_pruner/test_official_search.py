@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stun_exp.expert_pruner.official import OfficialRule
-from stun_exp.expert_pruner.official_search import OfficialLayers, nearest, search
+from stun_exp.expert_pruner.stun.official_rule import OfficialRule
+from stun_exp.expert_pruner.stun.official_search import OfficialLayers, nearest, search
 
 
 def test_steps_double_until_the_direction_flips_then_halve() -> None:

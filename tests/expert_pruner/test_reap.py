@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.expert_pruner.reap import REAP
 from stun_exp.moe.observe import observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import ExpertActivity
-from stun_exp.stream import Walk
+from stun_exp.streaming.walk import Walk
 
 
 def test_reap_by_hand(planned: Callable[..., Plan], source: Any) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stun_exp.expert_pruner.representative import highest_members, nearest_members, nearest_to_mean
-from stun_exp.expert_pruner.similarity import weight_distances
+from stun_exp.expert_pruner.stun.representative import highest_members, nearest_members, nearest_to_mean
+from stun_exp.expert_pruner.stun.similarity import weight_distances
 
 
 def weight_distance(weights_NP: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.expert_pruner.ean import EAN
 from stun_exp.expert_pruner.frequency import Frequency
 from stun_exp.expert_pruner.max_activation import MaxActivation
@@ -20,7 +20,7 @@ from stun_exp.expert_pruner.weighted_frequency import WeightedFrequency
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import ExpertActivity
-from stun_exp.stream import Walk
+from stun_exp.streaming.walk import Walk
 
 Planned = Callable[..., Plan]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stun_exp.expert_pruner.similarity import (
+from stun_exp.expert_pruner.stun.similarity import (
     coactivation_similarity,
     router_distance,
     row_distance,

@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.expert_pruner.stun import STUN
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.expert_pruner.stun.stun import STUN
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import Coactivation
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.expert_pruner.search import Losses, beam, enumerate_all, exact, exchange
-from stun_exp.expert_pruner.subset_search import SubsetSearch
-from stun_exp.expert_pruner.token_grams import TokenGrams
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.expert_pruner.reconstruction.search import Losses, beam, enumerate_all, exact, exchange
+from stun_exp.expert_pruner.reconstruction.subset_search import SubsetSearch
+from stun_exp.expert_pruner.reconstruction.token_grams import TokenGrams
 from stun_exp.moe.plan import Plan
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.export.protocol import Pruned
 from stun_exp.moe.plan import Plan, keep, retained_experts
 

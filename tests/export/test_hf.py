@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from stun_exp.disk.architecture import Architecture
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.export.hf import HfExport
 from stun_exp.export.proof import prove
 from stun_exp.export.protocol import Pruned

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, dyna
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 import stun_exp
-from stun_exp.disk.architecture import Architecture
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
 from stun_exp.export.generated import write_code
 from stun_exp.export.hf_unequal import HfUnequalExport
 from stun_exp.export.proof import prove
@@ -164,7 +164,7 @@ def test_code_that_fails_is_told_with_its_error(make_pruned: Make) -> None:
     """Here it imports this package, which the fresh process must not have."""
     pruned = last_layer_cut(make_pruned, "mixtral")
     code = pruned.folder / "modeling_stun.py"
-    code.write_text("import stun_exp.disk\n" + code.read_text())
+    code.write_text("import stun_exp.checkpoint\n" + code.read_text())
     with pytest.raises(ValueError, match=r"checkpoint: a fresh process could not load it by transformers .*stun_exp"):
         prove(Checkpoint(pruned.folder, None), CPU, trust_remote_code=True)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.export.profile import ProfileExport
 from stun_exp.export.protocol import Pruned
 from stun_exp.moe.plan import LayerPlan, Plan, keep

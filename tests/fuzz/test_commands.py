@@ -11,7 +11,7 @@ import pytest
 from fuzz_mutants import damaged_bytes, damaged_json, damaged_lines, no_file
 from fuzz_world import BASE, CASES, SEED, Ended, World, as_anybody, complaint, ended, everything
 
-from stun_exp.__main__ import main
+from stun_exp.cli.main import main
 from stun_exp.report.command import main as report
 
 

@@ -9,10 +9,10 @@ import pytest
 from fuzz_mutants import damaged_bytes, damaged_json, damaged_lines, no_file
 from fuzz_world import CACHED, CASES, PLANNED, SEED, Ended, World, as_anybody, complaint, everything, result, stun
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.journal import JOURNAL
-from stun_exp.lock import LOCK
-from stun_exp.opening import ARTIFACTS, names_of, own_files
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.pipeline.opening import ARTIFACTS, names_of, own_files
+from stun_exp.state.journal import JOURNAL
+from stun_exp.state.lock import LOCK
 
 Case = Callable[[World, Path, Random], str]
 

@@ -10,8 +10,8 @@ from fuzz_mutants import NUMBERS, OTHERS, STRINGS
 from fuzz_world import BASE, CASES, SEED, World, built, complaint, composed, everything, pruned, stun
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from stun_exp.__main__ import CONF
-from stun_exp.config import Settings
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import Settings
 
 GROUPS = {
     name: sorted(file.stem for file in (CONF / name).glob("*.yaml"))

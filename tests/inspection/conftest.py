@@ -11,9 +11,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from stun_exp.__main__ import CONF
-from stun_exp.config import build
-from stun_exp.disk.shards import INDEX
+from stun_exp.checkpoint.shards import INDEX
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import build
 
 CARD = yaml.safe_load((CONF / "model" / "mixtral_8x7b.yaml").read_text())
 ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]

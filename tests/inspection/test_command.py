@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stun_exp.__main__ import main
+from stun_exp.cli.main import main
 from stun_exp.inspection import show
 
 Stun = Callable[..., tuple[int, str, str]]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from stun_exp.config import build, points
-from stun_exp.disk.architecture import Architecture
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.config.settings import build, points
 from stun_exp.inspection.needs import needs_of, stages_of
 from stun_exp.inspection.sizes import inspect
-from stun_exp.run import run
+from stun_exp.pipeline.run import run
 
 Published = Callable[..., Path]
 

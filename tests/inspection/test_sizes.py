@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 import pytest
 
-from stun_exp.budget import Scope, budget_of
-from stun_exp.disk.architecture import Architecture
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.shards import INDEX
+from stun_exp.checkpoint.architecture import Architecture
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.model import Model
+from stun_exp.checkpoint.shards import INDEX
 from stun_exp.inspection.sizes import Inspection, inspect, read_index
-from stun_exp.model import Model
 from stun_exp.moe.families import FAMILIES
+from stun_exp.pipeline.budget import Scope, budget_of
 
 Published = Callable[..., Path]
 

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 
-from stun_exp.__main__ import CONF
-from stun_exp.cli import check
-from stun_exp.config import ConfigError
+from stun_exp.cli.check import check
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import ConfigError
 
 LAUNCHERS = sorted(file.stem for file in (CONF / "hydra/launcher").glob("*.yaml"))
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
 from stun_exp.moe.distill import distil_experts, expert_mse
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.observe import Statistic, observe

@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
-from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.plan import LayerPlan
-from stun_exp.stream import Walk
+from stun_exp.pipeline.prune import LayerRatios, WeightStage
+from stun_exp.pipeline.verify import count_written
+from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.wanda import Wanda
-from stun_exp.verification import count_written
-from stun_exp.weight_stage import LayerRatios, WeightStage
 
 CPU = torch.device("cpu")
 # Experts in each layer, an encoder's first: the layers without experts are passed over.

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.moe.inputs import InputStatistics, SharedInputs
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import observe
 from stun_exp.moe.statistics import ExpertTokens
-from stun_exp.stream import Step, Walk
+from stun_exp.streaming.walk import Step, Walk
 from stun_exp.unstructured_pruner.masks import SquaredNorm
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import DeepseekV3Config, PreTrainedModel
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import LayerPlan

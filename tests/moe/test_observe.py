@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.statistics import Coactivation, ExpertTokens, MeanOutputs, RoutedOutputs
-from stun_exp.stream import Step, Walk
+from stun_exp.streaming.walk import Step, Walk
 
 CPU = torch.device("cpu")
 

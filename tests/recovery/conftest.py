@@ -10,11 +10,11 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.plan import LayerPlan, Plan
+from stun_exp.pipeline.recover import PrunedOnDisk
 from stun_exp.recovery.expert_distillation import ExpertDistillation
-from stun_exp.recovery_stage import PrunedOnDisk
 
 ROOT = Path(__file__).parents[2]
 

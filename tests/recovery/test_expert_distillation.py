@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
 from stun_exp.recovery.expert_distillation import ExpertDistillation
 from stun_exp.recovery.training import batch_BT
 

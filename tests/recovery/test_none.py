@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.recovery.none import NoRecovery
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.recovery.training import History, Saved, batch_BT, cosine, course, hold, language_loss, zeros_of
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from stun_exp.report.command import _parts, write_report
-from stun_exp.report.comparable import ComparableSet, comparable_sets
-from stun_exp.report.figures import draw_figures
-from stun_exp.report.files import strict, with_numbers
-from stun_exp.report.read import Run, read_runs
-from stun_exp.report.schema import unusable
+from stun_exp.report.data.comparable import ComparableSet, comparable_sets
+from stun_exp.report.data.read import Run, read_runs
+from stun_exp.report.data.schema import unusable
+from stun_exp.report.figures.draw import draw_figures
+from stun_exp.utils.json_files import strict, with_numbers
 
 Make = Callable[..., dict[str, Any]]
 DELETED = object()
@@ -69,7 +69,7 @@ def test_a_report_that_is_wrong_in_one_place_is_used_or_named(
     make_report: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Named: as damaged, or in the refusal of runs that may not be compared. Figures are sketched, and not rendered."""
-    monkeypatch.setattr("stun_exp.report.drawing.rendered", lambda figure: (b"", ""))
+    monkeypatch.setattr("stun_exp.report.figures.style.rendered", lambda figure: (b"", ""))
     good = [full(make_report) | {"name": name} for name in ("good", "better")]
     used = named = 0
     for number, (what, mutant) in enumerate(mutants(make_report)):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stun_exp import run
-from stun_exp.journal import Journal
-from stun_exp.weight_stage import WeightStage
+from stun_exp.pipeline import run
+from stun_exp.pipeline.prune import WeightStage
+from stun_exp.state.journal import Journal
 
 # Every stage has something to do: experts and allocation look at data, and the weights of a layer at those before it.
 STUN = ("sparsity=0.5", "expert_pruner.ratio=0.2", "expert_pruner.lambda2=0.5")

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stun_exp.disk.shards import INDEX
-from stun_exp.disk.writer import CheckpointWriter
+from stun_exp.checkpoint.shards import INDEX
+from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.layers import MoELayer
 
 Go = Callable[..., dict[str, Any]]
@@ -117,7 +117,7 @@ def test_a_disk_that_runs_full(
         with pytest.raises(OSError, match=r"checkpoint: the checkpoint needs up to 0\.1 MB and 0\.\d MB are free"):
             go(out=tmp_path / "disk/out")
         with monkeypatch.context() as blind:
-            blind.setattr("stun_exp.disk.writer.disk_usage", lambda path: SimpleNamespace(free=1e9))
+            blind.setattr("stun_exp.checkpoint.writer.disk_usage", lambda path: SimpleNamespace(free=1e9))
             with pytest.raises(OSError, match=r"could not be written \(No space left on device\)"):
                 go(out=tmp_path / "disk/out")
         done = len(prunings)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from stun_exp.journal import Journal
+from stun_exp.state.journal import Journal
 
 Go = Callable[..., dict[str, Any]]
 InChild = Callable[..., Callable[[], int]]

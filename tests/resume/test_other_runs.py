@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stun_exp.lock import alone_in
+from stun_exp.state.lock import alone_in
 
 Go = Callable[..., dict[str, Any]]
 Content = Callable[[Path], dict[str, bytes]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
 
 
 @pytest.fixture(params=["switch_transformers", "nllb-moe"])

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
 from stun_exp.moe.layers import layers_of
-from stun_exp.stream import Walk
+from stun_exp.streaming.walk import Walk
 
 CPU = torch.device("cpu")
 Runner = Callable[..., dict[str, Any]]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.load import load_pruned
-from stun_exp.expert_pruner.token_grams import TokenGrams
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import load_pruned
+from stun_exp.expert_pruner.reconstruction.token_grams import TokenGrams
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.statistics import Coactivation, ExpertTokens
-from stun_exp.stream import Walk
+from stun_exp.streaming.walk import Walk
 
 Settings = Callable[..., Checkpoint]
 Logits = Callable[..., Tensor]

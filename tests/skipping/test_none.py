@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.disk.checkpoint import Checkpoint
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.pipeline.skip import gate_statistics, layer_thresholds
 from stun_exp.skipping.none import NoSkipping
-from stun_exp.stream import Walk
-from stun_exp.thresholds import gate_statistics, layer_thresholds
+from stun_exp.streaming.walk import Walk
 
 
 def test_none_costs_no_pass(mixtral: Checkpoint, tokens_BT: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

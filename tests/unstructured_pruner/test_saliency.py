@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from stun_exp.__main__ import CONF
+from stun_exp.cli.main import CONF
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.moe_pruner import MoEPruner
 from stun_exp.unstructured_pruner.pattern import fixed_ratio

@@ -9,19 +9,19 @@ import yaml
 from torch import Tensor
 
 from stun_exp.allocation.owl import OWL
-from stun_exp.allocation_stage import layer_ratios
-from stun_exp.budget import budget_of
-from stun_exp.disk.checkpoint import Checkpoint
-from stun_exp.disk.writer import CheckpointWriter
-from stun_exp.stream import Walk
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.writer import CheckpointWriter
+from stun_exp.pipeline.allocate import layer_ratios
+from stun_exp.pipeline.budget import budget_of
+from stun_exp.pipeline.prune import Pruning, WeightStage, prune_layers
+from stun_exp.pipeline.verify import count_written
+from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.hessian import Hessian
 from stun_exp.unstructured_pruner.masks import lowest
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import Task
 from stun_exp.unstructured_pruner.sparsegpt import SparseGPT
 from stun_exp.unstructured_pruner.wanda import Wanda
-from stun_exp.verification import count_written
-from stun_exp.weight_stage import Pruning, WeightStage, prune_layers
 
 CONF = Path(__file__).parents[2] / "conf"
 CPU = torch.device("cpu")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stun_exp.__main__ import CONF
-from stun_exp.cli import check
-from stun_exp.config import ConfigError
+from stun_exp.cli.check import check
+from stun_exp.cli.main import CONF
+from stun_exp.config.settings import ConfigError
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.masks import SquaredNorm
 from stun_exp.unstructured_pruner.protocol import Task

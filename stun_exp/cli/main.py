@@ -1,0 +1,203 @@
+"""The command `stun`: checks the command line, then lets Hydra run it, one job or many, or inspects a model."""
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from stun_exp.cli.check import HYDRA_ERRORS, check, one_line, settings_of
+from stun_exp.cli.interrupts import spare_workers, stop_if_told, stoppable
+from stun_exp.cli.naming import folder_name
+from stun_exp.cli.overrides import CONFIG_NAME
+from stun_exp.cli.places import check_vacant, not_made
+from stun_exp.cli.sweep import SweepEnd, conclude
+from stun_exp.config.settings import ConfigError, build, points
+from stun_exp.state.failures import forget_error, keep_error
+
+PACKAGE = Path(__file__).parents[1]
+# In a wheel the configs lie in the package, in a checkout beside it.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1" and "STUN_SHORT_ERRORS" not in os.environ
+"""Whether the user wants every traceback; read here, because `main` sets the first variable for Hydra.
+
+It sets the second for the processes of a sweep, which inherit the first.
+"""
+
+# Both here, because the processes of a sweep import this module, and compose their configs before they call it.
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+# A launcher's config has the name of its plugin's, which it is checked against: as wanted, and nothing to tell.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+INSPECT_HELP = """stun inspect tells what a model is, what of it fits where, and what a run of it will need.
+
+It reads config.json and the index, no weights; of a hub repository it fetches nothing but JSON.
+
+  stun inspect KEY=VALUE ...   the settings of a run, as for stun
+
+Examples:
+
+  stun inspect model=mixtral_8x7b
+  stun inspect model=local model.path=DIR model.dtype=bfloat16 calibration=c4 unstructured_pruner=sparsegpt
+"""
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Runs what `cfg` describes, in the output directory that Hydra made for it; exits with 1 if that fails.
+
+    Gives what a search of settings minimises. In a sweep the failure is left in the run's folder, for its end
+    to tell: to raise it, or to exit, would stop other runs under one launcher or another.
+    """
+    here = HydraConfig.get()
+    if here.mode != RunMode.MULTIRUN:
+        _Single.folder = Path(here.runtime.output_dir)
+    try:
+        forget_error(Path(here.runtime.output_dir))
+        settings = build(cfg)
+        # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
+        from stun_exp.utils.progress import loading
+
+        with loading():
+            from stun_exp.cli.objective import objective
+            from stun_exp.pipeline.run import run
+
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        plain = {str(key): value for key, value in config.items()}
+        found = points(settings, plain, Path(here.runtime.output_dir))
+        sweep = None
+        if here.mode == RunMode.MULTIRUN:
+            sweep = Path(here.sweep.dir).absolute().name
+            for point in found:
+                check_vacant(point.out, point.config, here.sweep.dir)
+        run(found, here.runtime.choices, sweep)
+        return objective([point.out for point in found])
+    except Exception as error:
+        stop_if_told()
+        if here.mode != RunMode.MULTIRUN and isinstance(error, ConfigError):
+            raise
+        told = _tell(error)
+        if here.mode != RunMode.MULTIRUN:
+            sys.exit(1)
+        print(f"in the job {' '.join(here.overrides.task)}", file=sys.stderr)
+        keep_error(Path(here.runtime.output_dir), told, error)
+        return None
+
+
+def inspect(overrides: list[str], conf: Path) -> None:
+    """Prints what the model that `overrides` choose is, and what a run will need; exits with 1 if that fails."""
+    if {"--help", "-h"} & set(overrides):
+        print(INSPECT_HELP, end="")
+        return
+    settings = settings_of(overrides, conf)
+    from stun_exp.utils.progress import loading
+
+    with loading():
+        from stun_exp.inspection import show
+
+    try:
+        show.run(settings)
+    except Exception as error:
+        stop_if_told()
+        _tell(error)
+        sys.exit(1)
+
+
+class _Single:
+    """The one run of this process, if it is no sweep."""
+
+    folder: Path | None = None
+
+
+def main(conf: Path = CONF) -> None:
+    """Runs the command line; exits with 2 for a mistake in it or a config, with 1 for a run that failed."""
+    with stoppable(_stopped):
+        _main(conf)
+
+
+def _stopped() -> str:
+    """What to say when the command is stopped: whether it goes on, and with which folder if its own has the time in it.
+
+    HydraConfig still has what the check of the command line composed.
+    """
+    kind, folder = ("run", _Single.folder) if SweepEnd.folder is None else ("sweep", SweepEnd.folder)
+    if folder is None:
+        return "stopped"  # nothing was begun
+    here = HydraConfig.get()
+    unresolved = OmegaConf.to_container(OmegaConf.create({"run": here.run, "sweep": here.sweep}), resolve=False)
+    assert isinstance(unresolved, dict)
+    within = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    timed = f" with hydra.{kind}.dir={within}" if "${now:" in str(unresolved[kind]["dir"]) else ""
+    return f"stopped; the same command goes on{timed}"
+
+
+def _main(conf: Path) -> None:
+    try:
+        if sys.argv[1:2] == ["inspect"]:
+            inspect(sys.argv[2:], conf)
+            return
+        sys.argv[1:] = check(sys.argv[1:], conf)
+        if HydraConfig.initialized() and HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib":
+            spare_workers()
+        if not SHOW_ALL:
+            os.environ["STUN_SHORT_ERRORS"] = "1"
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print, so that it is told here
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIG_NAME)(job)()
+    except ConfigError as error:
+        count = len(error.mistakes)
+        print(f"stun: {count} mistake{'s' * (count > 1)}, nothing was run", file=sys.stderr)
+        print(*(f"  {line}" for line in error.mistakes), sep="\n", file=sys.stderr)
+        sys.exit(2)
+    except HYDRA_ERRORS as error:
+        stop_if_told()
+        if SHOW_ALL:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        if SweepEnd.folder is not None:  # points were run, as where a search has none to choose from
+            conclude(SweepEnd.folder)
+        sys.exit(2)
+    except Exception as error:
+        stop_if_told()
+        hydras = isinstance(error, OSError) and not SHOW_ALL  # ours are told where they happen
+        if SweepEnd.folder is None and not hydras:
+            raise
+        kind = "run" if SweepEnd.folder is None else "sweep"
+        why = not_made(error, f"hydra.{kind}.dir") if isinstance(error, OSError) else one_line(error)
+        print(f"error: {why}", file=sys.stderr)
+        if SweepEnd.folder is not None:  # also if a launcher lost a worker: what the others did is on disk
+            conclude(SweepEnd.folder)
+        sys.exit(1)
+
+
+def _tell(error: Exception) -> str:
+    """Says why a job failed, in one line if that is the user's to mend; gives that line."""
+    # An OSError names its file. Our ValueErrors are for users; a library's may be our bug and keeps its traceback.
+    ours = isinstance(error, OSError | MemoryError) or (isinstance(error, ValueError) and _raised_here(error))
+    if SHOW_ALL or not ours:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {_in_words(error)}", file=sys.stderr)
+    return _in_words(error) if ours else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _in_words(error: Exception) -> str:
+    """What an error that is the user's to mend says; the system's own say no more than a name and a number."""
+    if isinstance(error, MemoryError):
+        return (
+            "this machine has not enough memory; lower calibration.num_sequences or calibration.batch_size, pass "
+            "stream=out_of_core, or see what a run needs with stun inspect"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: cannot be read or written ({error.strerror}); see what is there, and who may use it"
+    return str(error)
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether an error comes from our own code and not from a library that it calls."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("stun_exp")

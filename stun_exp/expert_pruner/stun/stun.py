@@ -1,0 +1,164 @@
+"""STUN's expert stage: cluster experts that behave alike, keep one representative a cluster (arXiv 2409.06211, 4.2)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from stun_exp.config.component import Component
+from stun_exp.moe.plan import LayerPlan, Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stun_exp.expert_pruner.protocol import ExpertSource
+    from stun_exp.expert_pruner.stun.cut import Cut
+    from stun_exp.moe.observe import Statistic
+    from stun_exp.moe.statistics import ExpertActivity
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the plan needs of one layer of E experts."""
+
+    layer: "ExpertSource"
+    num_kept: int
+    distance_EE: "np.ndarray"
+    weight_distance_EE: "np.ndarray | None"
+    activity: "ExpertActivity | None"
+    alone: "dict[str, np.ndarray | None]"
+    """For the laboratory: the distances by one similarity alone; None where it says nothing."""
+
+
+class STUN(Component):
+    """Behavioural similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
+
+    W_i is expert i's router row, a_ij the number of tokens whose top-k holds both experts, divided by its mean over
+    the layer's pairs so that lambda2 does not depend on the amount of calibration text (the official code's
+    `divide_mean`). The paper's linkage is complete; the official code checks fewer pairs (`linkage=official`). An
+    expert merges only within its group of a group-limited router, and all groups lose equally many.
+    """
+
+    ratio: float = Field(ge=0, lt=1)
+    """Share of the model's routed experts to remove."""
+    lambda1: float = Field(ge=0)
+    """Weight of the distance between router rows."""
+    lambda2: float = Field(ge=0)
+    """Weight of coactivation; 0 needs no calibration data."""
+    lambda_weights: float = Field(ge=0)
+    """Weight of the distance between the experts' parameters; an ablation, not in the paper."""
+    lambda_outputs: float = Field(ge=0)
+    """Weight of the distance between the experts' mean outputs over all tokens; an ablation, not in the paper."""
+    router_scale: Literal["none", "frobenius"]
+    """Router distances as they are (the paper) or over ||W||_F of the layer's router (the code)."""
+    coactivation_scale: Literal["mean", "count"]
+    """Coactivation over its mean, or as counted; the code has both."""
+    linkage: Literal["complete", "average", "single", "official"]
+    """When two clusters merge: scipy's linkages, or the official code's rule."""
+    budget: Literal["global", "per_layer"]
+    """One threshold for the whole model, so that alike layers lose more, or as many experts from each layer."""
+    representative: Literal["nearest", "frequent", "reap"]
+    """Which member stays: nearest to the cluster's mean, most calibration tokens, or highest REAP score."""
+    kappa: int = Field(ge=0)
+    """Below it, clusters become their mean instead of a representative; 0 never."""
+    kappa_on: Literal["clusters", "size"]
+    """Whether kappa counts a layer's clusters (the code) or a cluster's members (a reading of the paper)."""
+    laboratory: bool
+    """Whether to gather what clusters.json needs to compare similarities; every expert then runs on every token."""
+
+    @model_validator(mode="after")
+    def _some_similarity(self) -> "STUN":
+        if not (self.lambda1 or self.lambda2 or self.lambda_weights or self.lambda_outputs):
+            raise ValueError(
+                "lambda1, lambda2, lambda_weights and lambda_outputs are all 0: all experts would be alike; set one of "
+                "them above 0"
+            )
+        return self
+
+    def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
+        from stun_exp.moe.statistics import Coactivation, ExpertActivity, MeanOutputs
+
+        statistics: list[Statistic] = []
+        if self.lambda2 or self.laboratory:
+            statistics.append(Coactivation(layer.num_experts))
+        if self.lambda_outputs or self.laboratory:
+            statistics.append(MeanOutputs())
+        if self._needs_activity:
+            statistics.append(ExpertActivity(layer.num_experts))
+        return statistics
+
+    def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> Any:
+        from stun_exp.expert_pruner.stun.diagnostics import distances_alone
+        from stun_exp.expert_pruner.stun.similarity import weight_distances
+        from stun_exp.moe.observe import one
+        from stun_exp.moe.statistics import ExpertActivity
+
+        every = range(layer.num_experts)
+        weights_EE = (
+            weight_distances(layer.expert_weights(every), [layer.num_experts])[0] if self.lambda_weights else None
+        )
+        activity = one(ExpertActivity, statistics) if self._needs_activity else None
+        alone = distances_alone(layer.router_rows_ED(), statistics) if self.laboratory else {}
+        return Finding(layer, num_kept, self._distance(layer, statistics, weights_EE), weights_EE, activity, alone)
+
+    def plan(self, findings: list[Any]) -> Plan:
+        """One cluster, one expert. clusters.json says how the clusters came about."""
+        from stun_exp.expert_pruner.stun.cut import cut_linkage, cut_official
+        from stun_exp.expert_pruner.stun.diagnostics import clusters_json
+
+        layers, distances_EE = [found.layer for found in findings], [found.distance_EE for found in findings]
+        kept = [found.num_kept for found in findings]
+        warnings: list[str] = []
+        if self.linkage == "official":
+            cuts, gave_up = cut_official(layers, distances_EE, kept, self.budget)
+            warnings += gave_up
+        else:
+            cuts = cut_linkage(layers, distances_EE, kept, self.linkage, self.budget)
+        plans = [self._layer_plan(found, cut) for found, cut in zip(findings, cuts, strict=True)]
+        document, lacking = clusters_json(self.model_dump(), findings, cuts, plans)
+        return Plan(plans, warnings + lacking, {"clusters.json": document})
+
+    @property
+    def _needs_activity(self) -> bool:
+        return self.representative != "nearest" or self.laboratory
+
+    def _distance(
+        self, layer: "ExpertSource", statistics: "list[Statistic]", weights_EE: "np.ndarray | None"
+    ) -> "np.ndarray":
+        """-b_ij and the ablations' terms, (E, E) in fp64, diagonal 0."""
+        import numpy as np
+
+        from stun_exp.expert_pruner.stun.similarity import coactivation_similarity, router_distance, row_distance
+        from stun_exp.moe.observe import one
+        from stun_exp.moe.statistics import Coactivation, MeanOutputs
+
+        distance_EE = np.zeros((layer.num_experts, layer.num_experts))
+        if self.lambda1:
+            distance_EE += self.lambda1 * router_distance(layer.router_rows_ED(), self.router_scale)
+        if self.lambda2:
+            count_EE = one(Coactivation, statistics).count_EE
+            distance_EE -= self.lambda2 * coactivation_similarity(count_EE, self.coactivation_scale)
+        if weights_EE is not None:
+            distance_EE += self.lambda_weights * weights_EE
+        if self.lambda_outputs:
+            distance_EE += self.lambda_outputs * row_distance(one(MeanOutputs, statistics).mean_ED())
+        return distance_EE
+
+    def _layer_plan(self, found: Finding, cut: "Cut") -> LayerPlan:
+        clusters = cut.clusters
+        by_survivor = sorted(zip(self._survivors(found, clusters), clusters, strict=True))
+
+        def averaged(cluster: list[int]) -> bool:
+            return (len(clusters) if self.kappa_on == "clusters" else len(cluster)) < self.kappa
+
+        groups = [cluster if averaged(cluster) else [survivor] for survivor, cluster in by_survivor]
+        kept = [survivor for survivor, _ in by_survivor]
+        return LayerPlan(found.layer.index, found.layer.num_experts, groups, kept)
+
+    def _survivors(self, found: Finding, clusters: list[list[int]]) -> list[int]:
+        from stun_exp.expert_pruner.stun.representative import highest_members, nearest_members
+
+        if found.activity is None or self.representative == "nearest":
+            return nearest_members(clusters, found.layer, found.weight_distance_EE)
+        scores_E = found.activity.count_E if self.representative == "frequent" else found.activity.reap_E()
+        return highest_members(clusters, scores_E.tolist())

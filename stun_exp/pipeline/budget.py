@@ -1,0 +1,129 @@
+"""Total sparsity <-> expert ratio <-> weight ratio, exact, by parameter counts.
+
+With N weights in scope, R of them in removed experts, and P left that the second stage may prune, a total sparsity s
+leaves the second stage the ratio (s N - R) / P of its weights.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.moe.layers import Kind, MoELayer
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
+from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
+
+Scope = Literal["experts", "decoder", "model"]
+TOLERANCE = 0.001
+"""How far the achieved total may lie from the asked one."""
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """Weights of one layer, by what may happen to them."""
+
+    in_scope: int
+    removed: int
+    prunable: int
+    """What the expert stage leaves and the second stage may prune."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The counts behind one run's total sparsity."""
+
+    sparsity: float
+    in_scope: int
+    layers: list[LayerBudget]
+
+    @property
+    def removed(self) -> int:
+        return sum(layer.removed for layer in self.layers)
+
+    @property
+    def prunable(self) -> int:
+        return sum(layer.prunable for layer in self.layers)
+
+    def weights_ratio(self) -> float:
+        """Share of the prunable weights that the second stage must set to zero.
+
+        ValueError if the expert stage alone exceeds the total, or if too little is prunable to reach it.
+        """
+        missing = self.sparsity * self.in_scope - self.removed
+        if missing < -TOLERANCE * self.in_scope:
+            raise ValueError(
+                f"sparsity={self.sparsity}: the expert stage alone takes {self.removed / self.in_scope:.4f} of the "
+                "weights in scope; raise sparsity or lower expert_pruner.ratio"
+            )
+        if missing > self.prunable:
+            most = (self.removed + self.prunable) / self.in_scope
+            raise ValueError(
+                f"sparsity={self.sparsity}: only {most:.4f} of the weights in scope can be pruned; lower sparsity, "
+                "or prune attention too, or choose sparsity_scope=experts"
+            )
+        return max(missing, 0) / self.prunable if self.prunable else 0.0
+
+
+def weights_ratio(budget: Budget, pruner: UnstructuredPruner) -> float:
+    """The second stage's ratio: what the budget leaves to it, what its pattern takes, or nothing."""
+    return (fixed_ratio(pruner.pattern) or budget.weights_ratio()) if pruner.prunes else 0.0
+
+
+def kinds_in_scope(scope: Scope) -> set[Kind]:
+    """The kinds of matrix that the second stage may prune under a scope."""
+    return {"expert"} if scope == "experts" else {"expert", "attention", "mlp"}
+
+
+def budget_of(checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, scope: Scope, attention: bool) -> Budget:
+    """The counts when layer i keeps `kept[i]` experts (all, for a layer that is not named).
+
+    `experts` counts the matrices of routed experts, `decoder` every matrix of a decoder layer but the router and gates,
+    `model` every parameter. `attention` says whether the second stage may prune attention.
+    """
+    kinds = kinds_in_scope(scope)
+    layers = []
+    for index in range(checkpoint.num_layers):
+        layer = checkpoint.outline(index)
+        by_kind = count_by_kind(layer)
+        gone = layer.num_experts - kept.get(index, layer.num_experts)
+        removed_weights = gone * by_kind["expert"] // max(layer.num_experts, 1)
+        removed = gone * layer.parameters_per_expert() if scope == "model" else removed_weights
+        prunable = sum(n for kind, n in by_kind.items() if kind in kinds and (attention or kind != "attention"))
+        everything = sum(parameter.numel() for parameter in layer.module.parameters())
+        in_scope = everything if scope == "model" else sum(by_kind[kind] for kind in kinds)
+        layers.append(LayerBudget(in_scope, removed, prunable - removed_weights))
+    outside = checkpoint.num_parameters - sum(layer.in_scope for layer in layers) if scope == "model" else 0
+    return Budget(sparsity, outside + sum(layer.in_scope for layer in layers), layers)
+
+
+def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
+    """Experts kept in each layer if as many go in all as `ratio` asks, from the first layers; for totals only.
+
+    ValueError if the layers cannot lose that many and keep top_k each.
+    """
+    layers = [layer for layer in map(checkpoint.outline, range(checkpoint.num_layers)) if layer.is_moe]
+    if not layers:
+        raise ValueError(f"{checkpoint.path}: no layer has experts")
+    total = sum(layer.num_experts for layer in layers)
+    removable = sum(layer.num_experts - layer.min_experts for layer in layers)
+    left = round(ratio * total)
+    if left > removable:
+        names = ", ".join(str(layer.index) for layer in layers)
+        most = max(layer.min_experts for layer in layers)
+        raise ValueError(
+            f"expert_pruner.ratio={ratio:g} removes {left} of {total} experts; each of the layers {names} must keep "
+            f"{most} (top_k={layers[0].top_k}), so {removable} can go: the ratio can be at most {removable / total:.4f}"
+        )
+    counts = {}
+    for layer in layers:
+        gone = min(left, layer.num_experts - layer.min_experts)
+        counts[layer.index] = layer.num_experts - gone
+        left -= gone
+    return counts
+
+
+def count_by_kind(layer: MoELayer) -> dict[Kind, int]:
+    """Weights in a layer's matrices, by kind."""
+    counts: dict[Kind, int] = {"attention": 0, "mlp": 0, "expert": 0}
+    for matrix in layer.matrices():
+        counts[matrix.kind] += matrix.weight_OC.numel()
+    return counts

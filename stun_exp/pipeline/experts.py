@@ -1,0 +1,172 @@
+"""The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import repeat
+from typing import Any
+
+from torch import Tensor
+
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
+from stun_exp.moe.observe import Statistic, chunk_tokens, observe
+from stun_exp.moe.plan import Plan
+from stun_exp.moe.statistics import RoutedOutputs
+from stun_exp.pipeline.prune import WeightStage
+from stun_exp.state.statistics_cache import Known, Saved
+from stun_exp.streaming.walk import Step, Walk
+from stun_exp.unstructured_pruner.pattern import check_width
+
+
+class LayerOnDisk:
+    """A layer's router and experts, read from disk when asked for (an `ExpertSource`)."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int):
+        outline = checkpoint.outline(index)
+        self.checkpoint = checkpoint
+        self.index = index
+        self.num_experts = outline.num_experts
+        self.top_k = outline.top_k
+        self.num_groups = outline.num_groups
+        self.min_experts = outline.min_experts
+        self.renormalises = outline.renormalises
+
+    def router_rows_ED(self) -> Tensor:
+        return self.checkpoint.read_router_rows(self.index)
+
+    def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
+        yield from self.checkpoint.read_layer(self.index, experts).expert_weights(range(len(experts)))
+
+
+def moe_layers(checkpoint: Checkpoint) -> list[LayerOnDisk]:
+    """The layers that have experts; ValueError if there are none."""
+    layers = [index for index in range(checkpoint.num_layers) if checkpoint.outline(index).is_moe]
+    if not layers:
+        raise ValueError(f"{checkpoint.path}: no layer has experts")
+    return [LayerOnDisk(checkpoint, index) for index in layers]
+
+
+def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, reference: Walk, known: Known) -> Plan:
+    """The expert pruner's plan for all layers with experts.
+
+    Walks the model only if the pruner wants data that is not `known`; a progressive pruner meets each layer behind the
+    pruned ones, with what the `reference`, the full model on the same tokens, gives there.
+    """
+    layers = moe_layers(checkpoint)
+    # A ratio that is no setting is a replayed plan's, which has its counts already.
+    settings = getattr(type(pruner), "model_fields", {})
+    ratio = getattr(pruner, "ratio", 0.0) if "ratio" in settings else 0.0
+    kept = even_counts(layers, ratio)
+    missed = missed_ratio(layers, ratio, kept)
+    statistics = {layer.index: pruner.statistics(layer) for layer in layers}
+    if not any(statistics.values()):
+        plan = pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])
+        return replace(plan, warnings=[*missed, *plan.warnings])
+
+    made = known.plan(pruner)
+    if made is None:
+        start = time.perf_counter()
+        kept_of = {layer.index: (layer, n) for layer, n in zip(layers, kept, strict=True)}
+        made = pruner.plan(_findings(pruner, kept_of, statistics, walk, reference, known))
+        passes = walk.forward_passes + reference.forward_passes
+        known.keep_plan(pruner, made, Saved(time.perf_counter() - start, passes))
+    return replace(made, warnings=[*missed, *made.warnings])
+
+
+def _findings(
+    pruner: ExpertPruner,
+    kept_of: Mapping[int, tuple[LayerOnDisk, int]],
+    statistics: dict[int, list[Statistic]],
+    walk: Walk,
+    reference: Walk,
+    known: Known,
+) -> list[Any]:
+    """What the pruner finds in each layer, with data that is known or gathered in a walk."""
+    findings = []
+    progressive = getattr(pruner, "progressive", False)
+    if not progressive and all(known.holds(index, one) for index, gathered in statistics.items() for one in gathered):
+        for index, (layer, num_kept) in kept_of.items():
+            gathered = statistics.pop(index)
+            _missing(known, index, gathered)
+            findings.append(pruner.examine(layer, gathered, num_kept))
+        return findings
+    for step, full in zip(walk, reference if progressive else repeat(None), strict=progressive):
+        if step.layer.index not in kept_of:
+            continue
+        layer, num_kept = kept_of[step.layer.index]
+        gathered = statistics.pop(layer.index)
+        if full is not None:
+            outputs_TD = _routed_outputs(full)
+            for statistic in gathered:
+                statistic.reach(outputs_TD)
+        missing = gathered if progressive else _missing(known, layer.index, gathered)
+        passes = 1.0 if chunk_tokens(missing) is None else layer.num_experts / layer.top_k
+        # What is gathered behind pruned layers is of no use to another run.
+        keeping = nullcontext() if progressive else known.keeping(layer.index, missing, passes / step.num_layers)
+        with keeping, observe(step.layer, missing):
+            step.forward(passes)
+        finding = pruner.examine(layer, gathered, num_kept)
+        findings.append(finding)
+        if progressive:
+            step.layer.apply(finding)
+            step.changed()
+    return findings
+
+
+def _missing(known: Known, layer: int, statistics: Sequence[Statistic]) -> list[Statistic]:
+    """Those of a layer's statistics that nobody has gathered yet; the others are filled."""
+    spent = [known.restore_(layer, statistic) for statistic in statistics]
+    missing = [statistic for statistic, saved in zip(statistics, spent, strict=True) if saved is None]
+    if not missing:  # else the layer is run, and what is known costs nothing more
+        known.charge(max(filter(None, spent), key=lambda saved: saved.forward_passes))
+    return missing
+
+
+def missed_ratio(layers: Sequence[ExpertSource], ratio: float, kept: Sequence[int]) -> list[str]:
+    """A warning if groups that must lose equally many put the asked number of experts out of reach."""
+    num_experts = sum(layer.num_experts for layer in layers)
+    asked = num_experts - round(ratio * num_experts)
+    if sum(kept) == asked:
+        return []
+    return [
+        f"expert_pruner.ratio={ratio:g} would keep {asked} of {num_experts} experts; {sum(kept)} is the nearest number "
+        "at which all groups of a group-limited router lose equally many"
+    ]
+
+
+def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
+    """How many experts each layer keeps when all lose the same share and the total is exact.
+
+    Where the share is not whole, later layers take up what is missing. A group-limited router loses equally many of
+    each group, so the total is then the nearest that whole groups allow. ValueError if a layer would be left with too
+    few.
+    """
+    counts, met, gone = [], 0, 0
+    for layer in layers:
+        met += layer.num_experts
+        here = layer.num_groups * round((round(ratio * met) - gone) / layer.num_groups)
+        if layer.num_experts - here < layer.min_experts:
+            raise ValueError(
+                f"expert_pruner.ratio={ratio:g} leaves {layer.num_experts - here} of {layer.num_experts} experts in "
+                f"layer {layer.index}; the router needs {layer.min_experts} (top_k={layer.top_k}); lower ratio"
+            )
+        gone += here
+        counts.append(layer.num_experts - here)
+    return counts
+
+
+def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
+    """ValueError, before any weight is read, if an n:m pattern does not divide the inputs of a matrix to prune."""
+    for index in range(checkpoint.num_layers):
+        for matrix in stage.prunable(checkpoint.outline(index)):
+            check_width(stage.pruner.pattern, matrix.weight_OC.shape[1], f"layer {index}'s {matrix.name}")
+
+
+def _routed_outputs(step: Step) -> list[Tensor]:
+    """What the experts of the full model give for each batch."""
+    outputs = RoutedOutputs()
+    with observe(step.layer, [outputs]):
+        step.forward()
+    return outputs.outputs_TD

@@ -1,0 +1,139 @@
+"""What can be said of a run before its weights are read: every refusal at once, and what the user should know."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stun_exp.calibration.protocol import Calibration
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.source import carried_files
+from stun_exp.evaluation.benchmarks import Prepared
+from stun_exp.inspection.show import machine
+from stun_exp.moe.plan import Plan
+
+TOKEN_BYTES = 48
+"""What a token takes in memory while calibration text is drawn: a number in a list, and once more in a tensor."""
+
+
+class Refusals:
+    """Mistakes found one after the other, told together."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keeps what is wrong in the block, so that what comes after it is looked at too."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if str(error) not in self.lines:
+                self.lines.append(str(error))
+
+    def tell(self) -> None:
+        """ValueError with all mistakes, a line each, if there are any."""
+        if self.lines:
+            raise ValueError("\n       ".join(self.lines))
+
+
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    """The tokenizer beside the weights; ValueError if there is none, or the embeddings have no row for its tokens."""
+    from transformers import AutoTokenizer
+
+    path = checkpoint.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer("a text")  # some of its settings are not looked at before
+        ids = tokenizer.get_vocab().values()
+    except Exception as error:  # a dozen classes of three libraries
+        names, _ = carried_files(path)
+        if not any("token" in name or name.startswith(("vocab", "merges", "spiece")) for name in names):
+            raise ValueError(
+                f"{path}: no tokenizer beside the weights; copy its files there (tokenizer.json, tokenizer_config.json)"
+            ) from error
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {told})") from error
+    rows = checkpoint.config.get_text_config().vocab_size
+    if (most := max(len(tokenizer) - 1, *ids)) >= rows:
+        raise ValueError(
+            f"{path}: its tokenizer numbers {most + 1} tokens, and the embeddings have {rows} rows (vocab_size); "
+            "give the tokenizer that belongs to the weights, or resize the embeddings"
+        )
+    return tokenizer
+
+
+def check_length(calibration: Calibration, checkpoint: Checkpoint) -> None:
+    """ValueError for sequences that are longer than the model takes."""
+    longest = getattr(checkpoint.config, "max_position_embeddings", None)
+    if longest is not None and calibration.sequence_length > longest:
+        raise ValueError(
+            f"calibration.sequence_length={calibration.sequence_length}: the model takes at most {longest} tokens "
+            f"(max_position_embeddings); pass calibration.sequence_length={longest} or less"
+        )
+
+
+def check_room(settings: Any, checkpoint: Checkpoint, out: Path) -> None:
+    """ValueError if memory and disk cannot take the calibration text, or the hidden states that it becomes."""
+    calibration, stream = settings.calibration, settings.stream
+    memory = machine()["RAM"]
+    sequences = calibration.num_sequences + settings.recovery.num_sequences
+    text = TOKEN_BYTES * sequences * calibration.sequence_length
+    # Those that reach a layer and those that leave it.
+    states = 2 * calibration.num_sequences * calibration.sequence_length * checkpoint.dtype.itemsize
+    states *= checkpoint.config.get_text_config().hidden_size
+    in_memory = min(states, 2 * stream.hidden_states_gb * 1e9)
+    asked = (
+        f"calibration.num_sequences={calibration.num_sequences} of {calibration.sequence_length} tokens"
+        f"{f' and recovery.num_sequences={settings.recovery.num_sequences}' if settings.recovery.num_sequences else ''}"
+    )
+    if text + in_memory > memory:
+        raise ValueError(
+            f"{asked}: the text takes {text / 1e9:,.1f} GB and the hidden states {in_memory / 1e9:,.1f} GB of memory, "
+            f"and this machine has {memory / 1e9:,.1f} GB; lower them, or stream.hidden_states_gb"
+        )
+    free = shutil.disk_usage(out).free
+    if states - in_memory > free:
+        raise ValueError(
+            f"{asked}: {(states - in_memory) / 1e9:,.1f} GB of hidden states go to files in hydra.run.dir={out}, and "
+            f"{free / 1e9:,.1f} GB are free there; lower them, raise stream.hidden_states_gb, or choose another disk"
+        )
+
+
+def known_at_once(
+    checkpoint: Checkpoint, benchmarks: Prepared, skips: bool, nf4: bool, zeros: float, ratio: float
+) -> Iterator[str]:
+    """Warnings of settings without effect, of figures that are no results, and of what is left as it is.
+
+    `zeros` is the share of the weights in scope that is zero in the source, `ratio` that of experts to remove.
+    """
+    if skips and not benchmarks.benchmarks:
+        yield "skipping has no effect on any figure: no benchmark is run (eval=none)"
+    if benchmarks.limit is not None:
+        yield f"eval.limit={benchmarks.limit}: the figures are of each task's first items, for trials only"
+    if nf4 and checkpoint.scratch is not None:
+        yield "model.load=nf4 holds the experts of the layer that is run in memory, whatever stream.experts says"
+    if how := checkpoint.packing.method:
+        yield f"the checkpoint is packed ({how}): unpacked on reading, and written in {checkpoint.written_dtype}"
+    for part, keys in checkpoint.keys.unused.items():
+        yield f"{part} ({len(keys)} tensors) is on disk but not run by the architecture; it is copied unpruned"
+    single = [layer.index for layer in checkpoint.outlines if layer.num_experts == 1]
+    if single and ratio > 0:
+        where = ", ".join(map(str, single))
+        yield f"layer {where}: has one expert, which stays, whatever expert_pruner.ratio={ratio:g} says"
+    if zeros:
+        yield (
+            f"{zeros:.2%} of the weights in scope are zero in the source already: the weight stage takes them first, "
+            "and they count in its share; where it does not prune they are reported apart"
+        )
+    yield from carried_files(checkpoint.path)[1]
+
+
+def known_of(plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:
+    """Warnings of what a plan asks for: those of the expert pruner, and of the memory that merging takes."""
+    yield from plan.warnings
+    merged = [layer.layer for layer in plan.layers if any(len(group) > 1 for group in layer.groups)]
+    if merged and checkpoint.scratch is not None:
+        where = ", ".join(map(str, merged))
+        yield f"layer {where}: merged experts are put together in memory, whatever stream.experts says"

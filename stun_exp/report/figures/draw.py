@@ -1,0 +1,90 @@
+"""Figures from report.json files alone: each one that the reports have the numbers for, as PNG and as SVG."""
+
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from stun_exp.report.data.points import Report
+from stun_exp.report.data.studies import Study, studies
+from stun_exp.report.figures import by_benchmark as benchmark_sketches
+from stun_exp.report.figures import by_model as model_sketches
+from stun_exp.report.figures import by_stage as stage_sketches
+from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.spec import Quality, Sketch
+from stun_exp.report.tables.results import headlines
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, and what to say beside it: what its error bars are, and what was left out of it."""
+
+    title: str
+    caption: str
+    name: str
+    """Of its files, in a report's folder, without an ending."""
+    png: bytes
+    svg: str
+
+
+def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
+    """The figures, in the order to show them, each model's its own; `folder` is where in a report they are to lie.
+
+    ValueError if two runs are the same (`points`).
+    """
+    found = studies(reports)
+    sketches = (
+        replace(sketch, stem=f"{study.model}-{sketch.stem}", title=f"{sketch.title}, {study.model}")
+        if len(found) > 1
+        else sketch
+        for study in found
+        for sketch in _sketches(study, _qualities(reports))
+    )
+    return _drawn(sketches, folder)
+
+
+def draw_figures_over_models(reports: Sequence[Report], folder: str) -> list[Figure]:
+    """The figures that have all models in them; ValueError as for those of one."""
+    found = [study for study in studies(reports) if study.points]
+    of_each = (model_sketches.by_experts(found, quality) for quality in _qualities(reports))
+    return _drawn(chain.from_iterable(of_each), folder)
+
+
+def _qualities(reports: Sequence[Report]) -> list[Quality]:
+    return [Quality(key, task) for key, task in headlines(reports).items()]
+
+
+def _drawn(sketches: Iterable[Sketch], folder: str) -> list[Figure]:
+    figures: dict[str, Figure] = {}
+    with drawing.style():
+        for sketch in sketches:
+            stem = _file_name(sketch.stem, figures)
+            png, svg = drawing.rendered(sketch.draw(sketch.title))
+            figures[stem] = Figure(sketch.title, " ".join(sketch.said), f"{folder}/{stem}", png, svg)
+    return list(figures.values())
+
+
+def _sketches(study: Study, qualities: Sequence[Quality]) -> Iterator[Sketch]:
+    if not study.points:
+        return
+    kinds = (
+        benchmark_sketches.by_sparsity,
+        benchmark_sketches.by_share,
+        benchmark_sketches.ablation,
+        benchmark_sketches.ranking,
+    )
+    for of_a_benchmark in kinds:
+        for quality in qualities:
+            yield from of_a_benchmark(study, quality)
+    yield from stage_sketches.cost(study, qualities)
+    yield from stage_sketches.kept(study)
+    yield from stage_sketches.kurtosis(study)
+
+
+def _file_name(text: str, taken: Container[str]) -> str:
+    """A name that every file system takes."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "figure"
+    name, number = plain, 2
+    while name in taken:
+        name, number = f"{plain}-{number}", number + 1
+    return name

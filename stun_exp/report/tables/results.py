@@ -1,0 +1,210 @@
+"""Tables from report.json files alone: what a table is, and the one of results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from math import hypot, isclose, isfinite
+from statistics import mean
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from stun_exp.report.data.points import Measured, Point, Report, points
+from stun_exp.utils import markdown
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a table: text for people; behind it a number and its standard error, in the same unit."""
+
+    text: str
+    value: float | None = None
+    error: float | None = None
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """A table, and what has to be said below it."""
+
+    columns: list[str]
+    cells: list[list[Cell]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The texts alone."""
+        return [[cell.text for cell in row] for row in self.cells]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether it holds numbers."""
+        return [any(row[place].value is not None for row in self.cells) for place in range(len(self.columns))]
+
+    def show(self) -> None:
+        """Prints it on standard output, in full width where that is not a terminal."""
+        console = Console()
+        if not console.is_terminal:
+            console.width = 200
+        table = Table(*(Column(name, overflow="fold") for name in self.columns), box=SIMPLE_HEAD, pad_edge=False)
+        for row in self.cells:  # a name may hold brackets
+            table.add_row(*(f"[bold]{escape(cell.text)}[/]" if cell.bold else escape(cell.text) for cell in row))
+        if self.cells:
+            console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+
+    def markdown(self) -> str:
+        columns = [markdown.text(column) for column in self.columns]
+        rows = [[_bold(markdown.text(cell.text), cell.bold) for cell in row] for row in self.cells]
+        lines = [columns, ["---"] * len(columns), *rows]
+        notes = [f"\n{markdown.paragraphs(note)}\n" for note in self.notes]
+        return "".join([*("| " + " | ".join(line) + " |\n" for line in lines), *notes])
+
+
+def results_table(reports: Sequence[Report]) -> ResultsTable:
+    """A row for each point: means over its seeds, accuracies in percent, perplexities as they are.
+
+    Bold, for each benchmark, among points of one sparsity: the best, and what lies within one standard error of the
+    difference. That takes both errors for independent, which on the same items makes it wide (see `significance`).
+
+    `skipped`, where any run skips: share of the experts chosen for the benchmarks' tokens that were not run. What
+    choosing the experts cost: `passes` of the whole model over the calibration tokens, where a layer that runs every
+    expert on every token counts num_experts / top_k; wall seconds; and the largest peak of memory before the
+    evaluation, the device's where there is one. `seconds` are the whole run's.
+    """
+    found, figures = points(reports), headlines(reports)
+    settings = list(dict.fromkeys(name for point in found for name in point.settings))
+    best = {(key, id(point)) for key in figures for point in _best(found, key)}
+    several = any(len(point.reports) > 1 for point in found)
+    skipping = any(report.get("skipping") for report in reports)
+    columns = ["method", *settings, *["seeds"] * several, "experts removed", "total sparsity"]
+    columns += [*["skipped"] * skipping, *column_names(figures), "passes", "choosing (s)", "peak GiB", "seconds"]
+    rows = [
+        [
+            Cell(point.name),
+            *(Cell(point.settings.get(name, "-")) for name in settings),
+            *[_number(len(point.reports), "{:.0f}")] * several,
+            *_pruned(point),
+            *[_skipped(point)] * skipping,
+            *(figure_cell(key, point.measured(key), bold=(key, id(point)) in best) for key in figures),
+            *_costs(point),
+        ]
+        for point in found
+    ]
+    return ResultsTable(columns, rows, tuple(_notes(reports, found, several, bool(best))))
+
+
+def headlines(reports: Sequence[Report]) -> dict[str, str]:
+    """Key of each benchmark's headline metric -> the benchmark, over all runs."""
+    keys: dict[str, str] = {}
+    for report in reports:
+        for benchmark in report["settings"]["eval"].get("benchmarks", {}).values():
+            keys.setdefault(f"{benchmark['task']}/{benchmark['metric']}", benchmark["task"])
+    return keys
+
+
+def scale_and_digits(key: str) -> tuple[float, int]:
+    """How a metric is shown: accuracies in percent, perplexities as they are."""
+    return (1.0, 3) if lower_is_better(key) else (100.0, 1)
+
+
+def lower_is_better(key: str) -> bool:
+    return "perplexity" in key or "bits" in key
+
+
+def column_names(figures: dict[str, str]) -> list[str]:
+    """Headings of the headline metrics."""
+    return [f"{task} ({key.partition('/')[2].split(',')[0]})" for key, task in figures.items()]
+
+
+def figure_cell(key: str, measured: Measured | None, sign: str = "", bold: bool = False) -> Cell:
+    """The metric `key`, as it is shown, with its standard error where it has one."""
+    if measured is None:
+        return Cell("-")
+    scale, digits = scale_and_digits(key)
+    value, error = scale * measured.value, None if measured.error is None else scale * measured.error
+    if not isfinite(value):
+        return Cell("nan" if value != value else f"{value:{sign}}", value)
+    return Cell(f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}"), value, error, bold)
+
+
+def passes_text(passes: float) -> str:
+    """Forward passes, with a decimal where they are not whole."""
+    return f"{passes:.0f}" if isclose(passes, round(passes)) else f"{passes:.1f}"
+
+
+def _best(found: Sequence[Point], key: str) -> list[Point]:
+    """The best of each sparsity, and those that noise does not tell from it; nobody is best alone or unpruned."""
+    winners = []
+    for sparsity in dict.fromkeys(point.sparsity for point in found):
+        field = [(point, point.measured(key)) for point in found if point.sparsity == sparsity]
+        running = [(p, m) for p, m in field if m is not None and isfinite(m.value) and not p.is_unpruned]
+        if len(running) > 1:
+            sign = 1 if lower_is_better(key) else -1
+            top = min((m for _, m in running), key=lambda m: sign * m.value)
+            winners += [p for p, m in running if abs(m.value - top.value) <= hypot(m.noise or 0, top.noise or 0)]
+    return winners
+
+
+def _pruned(point: Point) -> list[Cell]:
+    """Share of the experts and of the weights that is gone."""
+    experts = 0.0 if point.is_baseline else mean(report["experts"]["ratio"] for report in point.reports)
+    weights = 0.0 if point.is_baseline else mean(report["sparsity"]["achieved"] for report in point.reports)
+    return [_number(100 * experts, "{:.1f} %"), _number(100 * weights, "{:.2f} %")]
+
+
+def _skipped(point: Point) -> Cell:
+    shares = [(report.get("skipping") or {}).get("evaluation") for report in point.reports]
+    known = [share for share in shares if share is not None]
+    return _number(100 * mean(known), "{:.1f} %") if known and not point.is_baseline else Cell("-")
+
+
+def _costs(point: Point) -> list[Cell]:
+    """Means over the seeds, and the largest peak."""
+    if point.is_baseline:
+        return [Cell("-")] * 4
+    costs = [report["cost"] for report in point.reports]
+    passes = mean(cost["experts"]["forward_passes"] for cost in costs)
+    return [
+        Cell(passes_text(passes), passes),
+        _number(mean(cost["experts"]["wall_seconds"] for cost in costs), "{:.1f}"),
+        _number(max(_peak_gib(cost) for cost in costs), "{:.2f}"),
+        _number(mean(sum(stage["wall_seconds"] for stage in cost.values()) for cost in costs), "{:.0f}"),
+    ]
+
+
+def _peak_gib(cost: dict[str, dict[str, Any]]) -> float:
+    stages = takewhile(lambda stage: stage != "evaluate", cost)
+    peaks = [(cost[stage]["peak_device_gib"], cost[stage]["peak_host_gib"]) for stage in stages]
+    return max(float(host if device is None else device) for device, host in peaks)
+
+
+def _bold(escaped: str, bold: bool) -> str:
+    return f"**{escaped}**" if bold else escaped
+
+
+def _number(value: float, form: str) -> Cell:
+    return Cell(form.format(value), value)
+
+
+def _notes(reports: Sequence[Report], found: Sequence[Point], several: bool, best: bool) -> list[str]:
+    notes = []
+    if several:
+        notes.append(
+            "±: of several seeds, the standard error over them, which is that of the calibration text alone; of one "
+            "seed, the benchmark's own, over its items."
+        )
+    if best:
+        notes.append(
+            "Bold, among rows of one sparsity: the best, and all within one standard error of the difference from it "
+            "(over items and seeds)."
+        )
+    if any(point.is_baseline for point in found):
+        measured = [report["baseline"]["metrics"] for report in reports if report.get("baseline")]
+        first = "" if measured.count(measured[0]) == len(measured) else "; not all runs have the same figures for it"
+        notes.append(f"The row unpruned is the model as it was, measured beside the first run{first}.")
+    return notes

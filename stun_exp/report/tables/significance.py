@@ -1,0 +1,176 @@
+"""Paired tests between points on the same items: is one better than the other, or lucky with the items?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import nan
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from stun_exp.report.data.points import Measured, Point, Report, points
+from stun_exp.report.data.samples import SAMPLES, Items, check_same_items, read_samples
+from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell, headlines
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LEVEL = 0.05
+"""Below it a difference stands out."""
+SMALLEST = 0.001
+"""Below it a p-value is shown as such."""
+MOST_EXACT = 50
+"""Items up to which Wilcoxon's distribution is the exact one: scipy's own limit, which it would lower for ties."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two points, and the runs that they have on the same seeds, in step."""
+
+    a: Point
+    b: Point
+    places: tuple[tuple[int, int], ...]
+    """Of the runs among all reports."""
+
+
+def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]) -> ResultsTable | None:
+    """A row for each two points of one sparsity that differ in one thing, method or setting; None if there are none.
+
+    For each benchmark the difference of the figures, over the seeds that both have, and its p-value: of the exact
+    McNemar test where items are right or wrong, else of the Wilcoxon signed-rank test, two-sided, corrected by Holm
+    over the pairs of the table. With several seeds an item's value is its mean over them, so the test speaks of items
+    and not of calibration texts. Bold: p below 0.05.
+
+    `folders` hold each run's samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a note says so.
+    ValueError if two runs answered different items.
+    """
+    pairs = list(_pairs(points(reports)))
+    figures = headlines(reports)
+    if not pairs or not figures:
+        return None
+    needed = sorted({place for pair in pairs for both in pair.places for place in both})
+    samples, damaged = _samples(needed, folders, figures)
+    tests = {key: holm(_p_values(key, pairs, samples, folders)) for key in figures}
+    rows = [
+        [*map(Cell, _labels(pair)), Cell(f"{100 * pair.a.sparsity:g} %", 100 * pair.a.sparsity)]
+        + [cell for key in figures for cell in (_difference(key, pair, reports), _p_cell(tests[key][number]))]
+        for number, pair in enumerate(pairs)
+    ]
+    notes = [
+        "Figures are A minus B. p: exact McNemar test where items are right or wrong, else Wilcoxon signed-rank test, "
+        "two-sided, on the same items; for each benchmark corrected by Holm over the pairs of this table. Bold: below "
+        f"{LEVEL}. Over several seeds an item counts by its mean."
+    ]
+    notes += [f"No p-value for want of whole items: {what}." for what in damaged.values()]
+    absent = [place for place in needed if place not in samples and place not in damaged]
+    if lacking := [str(folders[place] or reports[place]["name"]) for place in absent]:
+        notes.append(f"No p-value for want of {SAMPLES}: {', '.join(lacking)}.")
+    named = zip(column_names(figures), figures.values(), strict=True)
+    headings = [heading for column, task in named for heading in (column, f"p ({task})")]
+    return ResultsTable(["A", "B", "sparsity", *headings], rows, tuple(notes))
+
+
+def paired_p(a_PI: "NDArray[np.float64]", b_PI: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Two-sided p-values of P pairs on the same I items: exact McNemar of 0 and 1, else Wilcoxon; all pairs at once.
+
+    McNemar's is the sign test of the items that one point alone gets right. Wilcoxon's leaves out equal values too; its
+    distribution is exact up to 50 items, as if there were no ties, and normal beyond. NaN if a value is no number.
+    """
+    import numpy as np
+    from scipy.stats import binomtest, wilcoxon
+
+    p = np.ones(len(a_PI))
+    differing = (a_PI != b_PI).any(axis=1)
+    binary = (np.isin(a_PI, (0, 1)) & np.isin(b_PI, (0, 1))).all(axis=1)
+    wins, losses = (a_PI > b_PI).sum(axis=1), (a_PI < b_PI).sum(axis=1)
+    for pair in np.flatnonzero(differing & binary):
+        p[pair] = binomtest(wins[pair], wins[pair] + losses[pair]).pvalue
+    finite = np.isfinite(a_PI).all(axis=1) & np.isfinite(b_PI).all(axis=1)
+    p[~finite] = nan
+    graded = differing & finite & ~binary
+    if graded.any():
+        method = "exact" if a_PI.shape[1] <= MOST_EXACT else "asymptotic"
+        p[graded] = wilcoxon(a_PI[graded], b_PI[graded], zero_method="wilcox", method=method, axis=1).pvalue
+    return p
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values after Holm's step-down correction (1979), in the same order; NaN is no test and stays NaN."""
+    order = sorted((i for i, p in enumerate(p_values) if p == p), key=lambda i: p_values[i])
+    corrected, largest = [nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def _pairs(found: Sequence[Point]) -> Iterator[Pair]:
+    """Pairs with a seed in common; a setting that one point does not have goes with its method."""
+    for a, b in combinations((point for point in found if not point.is_unpruned), 2):
+        things = [a.settings[key] != b.settings[key] for key in a.settings.keys() & b.settings.keys()]
+        things += [a.name != b.name, None not in (a.ratio, b.ratio) and a.ratio != b.ratio]
+        of_b = {report["seed"]: place for report, place in zip(b.reports, b.places, strict=True)}
+        places = [(p, of_b[r["seed"]]) for r, p in zip(a.reports, a.places, strict=True) if r["seed"] in of_b]
+        if places and a.sparsity == b.sparsity and sum(things) <= 1:
+            yield Pair(a, b, tuple(places))
+
+
+def _samples(
+    places: Sequence[int], folders: Sequence[Path | None], figures: Mapping[str, str]
+) -> tuple[dict[int, Mapping[str, Items]], dict[int, str]]:
+    """(The items of the runs that have any, what is wrong with the files of others)."""
+    samples, damaged = dict[int, Mapping[str, Items]](), dict[int, str]()
+    for place in places:
+        folder = folders[place]
+        try:
+            found = None if folder is None else read_samples(folder, figures)
+        except ValueError as error:
+            damaged[place] = str(error)
+            continue
+        if found is not None:
+            samples[place] = found
+    return samples, damaged
+
+
+def _labels(pair: Pair) -> list[str]:
+    """What to call the two: where all else is alike, by the experts that went."""
+    both = (pair.a, pair.b)
+    if pair.a.label != pair.b.label:
+        return [point.label for point in both]
+    return [f"{point.label}, {100 * point.reports[0]['experts']['ratio']:.1f} % of the experts gone" for point in both]
+
+
+def _p_values(
+    key: str, pairs: Sequence[Pair], samples: Mapping[int, Mapping[str, Items]], folders: Sequence[Path | None]
+) -> list[float]:
+    """Of one metric, for each pair; NaN where a run has no samples of it."""
+    import numpy as np
+
+    items = {place: found[key] for place, found in samples.items() if key in found}
+    tested = [n for n, pair in enumerate(pairs) if all(place in items for both in pair.places for place in both)]
+    p_values = [nan] * len(pairs)
+    if not tested:
+        return p_values
+    places = {place for number in tested for both in pairs[number].places for place in both}
+    check_same_items(key, {str(folders[place]): items[place] for place in sorted(places)})
+    sides = (
+        np.array([np.mean([items[both[side]].values for both in pairs[n].places], axis=0) for n in tested])
+        for side in (0, 1)
+    )
+    for number, p in zip(tested, paired_p(*sides), strict=True):
+        p_values[number] = float(p)
+    return p_values
+
+
+def _difference(key: str, pair: Pair, reports: Sequence[Report]) -> Cell:
+    metrics = [(reports[a]["metrics"], reports[b]["metrics"]) for a, b in pair.places]
+    if not all(key in a and key in b for a, b in metrics):
+        return Cell("-")
+    return figure_cell(key, Measured(mean(a[key]["value"] - b[key]["value"] for a, b in metrics), None, None), "+")
+
+
+def _p_cell(p: float) -> Cell:
+    if p != p:
+        return Cell("-")
+    return Cell(f"<{SMALLEST}" if p < SMALLEST else f"{p:.3f}", p, bold=p < LEVEL)

@@ -1,0 +1,106 @@
+"""Which code decided a result: what another version of it computed is not taken for what this one would.
+
+A module counts with all that it imports, of this package or of the one that a user's own method is in. What only shows,
+tracks or keeps results decides none of them, and is left out: editing a plot makes nothing new.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "transformers")
+"""Those that can move a bit of a result, besides lm-eval, which has a place of its own."""
+DECIDES_NOTHING = frozenset(
+    f"stun_exp.{name}"
+    for name in (
+        *("__main__", "cli", "config", "inspection", "report", "tracker", "pipeline.model_card", "pipeline.dry_run"),
+        *(
+            f"state.{name}"
+            for name in ("cache", "code", "failures", "finished", "journal", "ledger", "lock", "ownership")
+        ),
+        *(f"utils.{name}" for name in ("markdown", "paths", "progress")),
+    )
+)
+"""Modules and packages that are never part of a result's code."""
+_BY_NAME = re.compile(r"""import_module\(f["']([\w.]+)\.\{""")
+"""A package of which some module is imported, which one being known when it runs: all of them count."""
+_IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n#]*)|import\s+([\w.]+))", re.MULTILINE)
+
+
+def made_by(*modules: str) -> dict[str, str]:
+    """What a value depends on besides what is said of it: the code that computed it, and the libraries' versions."""
+    return {"code": code_of(modules), **{name: version(name) for name in LIBRARIES}}
+
+
+def components(settings: Any) -> list[str]:
+    """The modules of all components in nested settings, which name their classes by `_target_`."""
+    if not isinstance(settings, Mapping):
+        return []
+    own = [str(settings["_target_"]).rpartition(".")[0]] if "_target_" in settings else []
+    return own + [module for value in settings.values() for module in components(value)]
+
+
+def code_of(modules: Iterable[str]) -> str:
+    """The sha256 of the code of some modules and of all that they import."""
+    return sha256(repr(sorted(digests(modules).items())).encode()).hexdigest()
+
+
+def digests(modules: Iterable[str]) -> dict[str, str]:
+    """16 hex digits of the code of each of some modules, and of all that they import, by the module's name."""
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        file = None if name in found or _is_left_out(name) else _file(name)
+        if file is not None:
+            found[name], imported = _looked_at(file, name.partition(".")[0])
+            waiting += imported
+    return dict(sorted(found.items()))
+
+
+def _is_left_out(name: str) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in DECIDES_NOTHING)
+
+
+@cache
+def _looked_at(file: Path, package: str) -> tuple[str, tuple[str, ...]]:
+    """The digest of a file, and the names that it imports from its own package or from this one.
+
+    They are read from the text, so that what is imported inside a function counts too. Once a process: what runs is
+    what was read when it started.
+    """
+    content = file.read_bytes()
+    text = content.decode(errors="replace")
+    names = [module for within in _BY_NAME.findall(text) for module in _modules_in(within)]
+    for source, members, whole in _IMPORT.findall(text):
+        if (source or whole).partition(".")[0] in (package, "stun_exp"):
+            inside = (member.split(" as ")[0].strip() for member in members.strip("()").split(","))
+            names += [source or whole, *(f"{source}.{member}" for member in inside if member and source)]
+    return sha256(content).hexdigest()[:16], tuple(names)
+
+
+def _modules_in(package: str) -> list[str]:
+    beginning = _file(package)
+    return [] if beginning is None else [f"{package}.{file.stem}" for file in sorted(beginning.parent.glob("*.py"))]
+
+
+@cache
+def _file(name: str) -> Path | None:
+    """Where a module is; None for a name that is none, but something in one, or a package's empty beginning.
+
+    Found by its place in its package: to ask Python would import what is around it.
+    """
+    top, *inside = name.split(".")
+    spec = find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    if not spec.submodule_search_locations:
+        return None if inside else Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*inside)
+    files = (place / "__init__.py", place.with_suffix(".py")) if inside else (place / "__init__.py",)
+    return next((file for file in files if file.is_file() and file.stat().st_size), None)

@@ -1,0 +1,236 @@
+"""Calibration text becomes whole sequences: seeded, hashed, and refused by name where it will not do."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from stun_exp.calibration.protocol import C4, Calibration, LocalText, ToyText
+from stun_exp.state.cache import CacheFolder, Store
+from stun_exp.utils.files import digest_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Callable[[str], Path]) -> Any:
+    """Words w0 ... w63 are the ids 0 ... 63, and w0 ends a text."""
+    return AutoTokenizer.from_pretrained(tiny_model("mixtral"))
+
+
+def words(*ids: int) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def local(path: Path, num_sequences: int = 2, sequence_length: int = 4, batch_size: int = 3) -> LocalText:
+    return LocalText(
+        path=str(path), num_sequences=num_sequences, sequence_length=sequence_length, batch_size=batch_size
+    )
+
+
+def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows(calibration: Calibration, tokenizer: Any, seed: int = 0) -> list[list[int]]:
+    return torch.cat(calibration.tokens(tokenizer, seed).batches_BT).tolist()
+
+
+def test_a_text_file_is_cut_into_whole_sequences(tmp_path: Path, tokenizer: Any) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(words(*range(1, 11)))
+    assert rows(local(file), tokenizer) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_documents_are_joined_by_the_end_of_text(tmp_path: Path, tokenizer: Any) -> None:
+    """As Lu et al. do: a sequence may hold the end of one document and the start of the next."""
+    file = jsonl(tmp_path / "a.jsonl", {"text": words(5, 5, 5)}, {"text": words(5, 5, 5)})
+    assert rows(local(file), tokenizer) == [[5, 5, 5, 0], [5, 5, 5, 0]]
+
+
+def test_text_and_input_ids_are_the_same(tmp_path: Path, tokenizer: Any) -> None:
+    ids = [[i, i + 1, i + 2, i + 3] for i in range(1, 20)]
+    as_text = jsonl(tmp_path / "text.jsonl", *({"text": words(*row)} for row in ids))
+    as_ids = jsonl(tmp_path / "ids.jsonl", *({"input_ids": row} for row in ids))
+    hashes = {local(file, 10).tokens(tokenizer, 0).sha256 for file in (as_text, as_ids)}
+    assert len(hashes) == 1
+
+
+def test_the_seed_decides_and_the_hash_tells(tmp_path: Path, tokenizer: Any) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"input_ids": [i] * 4} for i in range(1, 50)))
+    hashes = [local(file, 10).tokens(tokenizer, seed).sha256 for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_hash_is_of_the_tokens_not_of_their_batches(tmp_path: Path, tokenizer: Any) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"input_ids": [i] * 4} for i in range(1, 50)))
+    hashes = {local(file, 10, batch_size=size).tokens(tokenizer, 0).sha256 for size in (1, 3, 10)}
+    assert len(hashes) == 1
+
+
+def test_batches_hold_all_sequences_whole(tmp_path: Path, tokenizer: Any) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"input_ids": [i] * 4} for i in range(1, 50)))
+    tokens = local(file, 7).tokens(tokenizer, 0)
+    assert [tuple(batch.shape) for batch in tokens.batches_BT] == [(3, 4), (3, 4), (1, 4)]
+    assert tokens.num_tokens == 28
+    assert {batch.dtype for batch in tokens.batches_BT} == {torch.int64}
+
+
+def test_blank_lines_are_skipped_but_counted(tmp_path: Path, tokenizer: Any) -> None:
+    """The line that an error names is the one an editor shows."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"input_ids": [1, 2, 3, 4]}\n\n\n{"words": 1}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, line 4: needs a `text` or an `input_ids` field"):
+        local(file).tokens(tokenizer, 0)
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path, tokenizer: Any) -> None:
+    """JSON allows U+2028 and U+0085 inside strings, and web text holds them; str.splitlines would cut there."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"text": "w1\u2028w2\u0085w3 w4 w5 w6 w7"}, ensure_ascii=False) + "\n")
+    assert rows(local(file), tokenizer) == [[1, 2, 3, 4], [5, 6, 7, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "a.txt: the file is empty"),
+        ("a.jsonl", "\n\n", "a.jsonl: the file is empty"),
+        ("a.jsonl", '{"text": ""}\n', "a.jsonl: the file is empty"),
+        ("a.csv", "w1", r"must end in .txt or .jsonl"),
+        ("a.jsonl", '{"text": "w1"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", '["w1"]\n', "a.jsonl, line 1: needs a `text` or an `input_ids` field"),
+        ("a.jsonl", '{"text": 3}\n', "a.jsonl, line 1: needs a `text` or an `input_ids` field"),
+        ("a.jsonl", '{"input_ids": [1, 64]}\n', "line 1: `input_ids` must be integers from 0 to 63"),
+        ("a.jsonl", '{"input_ids": [-1]}\n', "line 1: `input_ids` must be integers from 0 to 63"),
+        ("a.jsonl", '{"input_ids": ["w1"]}\n', "line 1: `input_ids` must be integers from 0 to 63"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        local(tmp_path / name).tokens(tokenizer, 0)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)path.*no such file"):
+        local(tmp_path / "nowhere.txt")
+
+
+def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer: Any) -> None:
+    """9 words and an end make 2 sequences of 4: three must not become two in silence."""
+    (tmp_path / "a.txt").write_text(words(*range(1, 10)))
+    with pytest.raises(ValueError, match=r"(?s)calibration.num_sequences=3 of 4 tokens.*holds only 2; lower"):
+        local(tmp_path / "a.txt", 3).tokens(tokenizer, 0)
+
+
+class Letters:
+    """A tokenizer that knows every text: one token a letter."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_toy_text_is_seeded() -> None:
+    toy = ToyText(domain="all", num_sequences=3, sequence_length=20, batch_size=2)
+    hashes = [toy.tokens(Letters(), seed).sha256 for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    maths = toy.model_copy(update={"domain": "maths"})
+    assert maths.tokens(Letters(), 0).sha256 not in hashes
+
+
+# --- C4, from documents given here in place of the download
+
+# Document d is d, d+1, d+2, ...: a crop says where it was taken.
+DOCUMENTS = [{"text": words(*range(d, d + length))} for d, length in [(1, 3), (10, 8), (20, 9), (30, 4), (40, 20)]]
+
+
+@pytest.fixture
+def c4(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Stands in for the data set; the calls that are made for it."""
+    calls: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, *, data_files: dict[str, str], split: str) -> list[dict[str, str]]:
+        calls.append((name, data_files, split))
+        return DOCUMENTS
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return calls
+
+
+def crops(num_sequences: int) -> C4:
+    return C4(shard="en/one.json.gz", num_sequences=num_sequences, sequence_length=4, batch_size=1)
+
+
+def test_c4_crops_are_runs_of_one_document_longer_than_a_sequence(c4: list[Any], tokenizer: Any) -> None:
+    """Documents of 3 and of exactly 4 are too short, as in Wanda's code; no document is used twice."""
+    for seed in range(20):
+        sequences = rows(crops(3), tokenizer, seed)
+        assert all(row == list(range(row[0], row[0] + 4)) for row in sequences)
+        assert {row[0] // 10 for row in sequences} <= {1, 2, 4, 5}
+        assert len({10 if row[0] < 20 else 20 if row[0] < 30 else 40 for row in sequences}) == 3
+    assert c4[0] == ("allenai/c4", {"train": "en/one.json.gz"}, "train")
+
+
+def test_c4_crops_start_anywhere_but_at_the_very_last_place(c4: list[Any], tokenizer: Any) -> None:
+    """From 0 to len - length - 1, as in Wanda's code: 8 words have starts 10 to 13, the last place 14 is left out."""
+    starts = {row[0] for seed in range(200) for row in islice(crops(3).sequences(tokenizer, seed), 3)}
+    assert {start for start in starts if start < 20} == {10, 11, 12, 13}
+
+
+def test_c4_is_seeded(c4: list[Any], tokenizer: Any) -> None:
+    hashes = [crops(2).tokens(tokenizer, seed).sha256 for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_c4_with_too_few_long_documents_is_refused(c4: list[Any], tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"num_sequences=4 of 4 tokens.*holds only 3"):
+        crops(4).tokens(tokenizer, 0)
+
+
+def test_c4_without_a_network_tells_the_way_out(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+    def load_dataset(*args: Any, **kwargs: Any) -> SimpleNamespace:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError, match=r"en/one.json.gz.*ConnectionError.*calibration=local"):
+        crops(1).tokens(tokenizer, 0)
+
+
+# --- Tokens that another run drew
+
+
+def test_tokens_are_drawn_once_for_equal_text_settings_and_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the same name whose text has changed is other text."""
+    store = Store(CacheFolder(path=str(tmp_path / "cache"), max_entry_gb=1.0), pytest.fail)
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(json.dumps({"text": "abcdefgh"[i % 7 :] * 3}) for i in range(20)))
+    local = LocalText(path=str(file), num_sequences=3, sequence_length=8, batch_size=2)
+
+    def digest(text: Path) -> str:
+        return str(digest_of(text))
+
+    first = local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
+    with monkeypatch.context() as context:
+        context.setattr(Calibration, "tokens", lambda *_: pytest.fail("drawn again"))
+        again = local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
+    assert again.sha256 == first.sha256
+    assert all(torch.equal(a, b) for a, b in zip(first.batches_BT, again.batches_BT, strict=True))
+    drawn: list[int] = []
+    tokens = LocalText.tokens
+    monkeypatch.setattr(LocalText, "tokens", lambda *args: drawn.append(1) or tokens(*args))
+    local.drawn(Letters(), 1, None, {"tokenizer.json": "a"}, store, digest)
+    local.drawn(Letters(), 0, None, {"tokenizer.json": "b"}, store, digest)
+    local.model_copy(update={"batch_size": 1}).drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
+    file.write_text("\n".join(json.dumps({"text": "abcdefgh"[i % 5 :] * 3}) for i in range(20)))
+    local.drawn(Letters(), 0, None, {"tokenizer.json": "a"}, store, digest)
+    assert len(drawn) == 4

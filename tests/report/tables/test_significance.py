@@ -1,0 +1,198 @@
+"""Paired tests, by hand and against brute force."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import product
+from math import erfc, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stun_exp.report.data.samples import read_samples
+from stun_exp.report.tables.significance import holm, paired_p, significance_table
+
+Make = Callable[..., dict[str, Any]]
+
+
+def write(folder: Path, values: Sequence[float], metric: str = "acc,none", prompt: str = "h") -> Path:
+    """A run's samples of the benchmark arc, the last item first: files need no order."""
+    folder.mkdir()
+    items = [
+        {"benchmark": "arc", "task": "arc", "metric": metric, "doc": doc, "hash": f"{prompt}{doc}", "value": value}
+        for doc, value in reversed(list(enumerate(values)))
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return folder
+
+
+def one_p(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(paired_p(np.array([a], dtype=float), np.array([b], dtype=float))[0])
+
+
+def test_right_and_wrong_are_compared_by_the_exact_mcnemar_test() -> None:
+    """One point alone is right on 5 items, the other on 1: P(at most 1 or at least 5 of 6 coins) = 14/64."""
+    a, b = [1, 1, 1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1, 1, 0]
+    assert one_p(a, b) == pytest.approx(14 / 64)
+    assert one_p(b, a) == pytest.approx(14 / 64)
+    assert one_p(a, a) == 1
+
+
+def test_other_values_are_compared_by_wilcoxon_s_test_as_all_signs_would_have_it() -> None:
+    """Brute force: of all 2^7 ways to give the ranks signs, how many are as far from the middle?"""
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=7), generator.normal(0.8, size=7)
+    ranks = np.argsort(np.argsort(np.abs(a - b))) + 1
+    seen = ranks[a > b].sum()
+    sums = np.array([ranks[np.array(signs)].sum() for signs in product([True, False], repeat=7)])
+    middle = ranks.sum() / 2
+    assert one_p(a, b) == pytest.approx((np.abs(sums - middle) >= abs(seen - middle)).mean())
+
+
+def test_pairs_have_the_p_values_that_they_have_alone() -> None:
+    """Right and wrong beside graded values, equal ones, and such that are no numbers; ties and many items as well."""
+    generator = np.random.default_rng(1)
+    for items in (9, 60):
+        a = generator.integers(0, 2, (6, items)).astype(float)
+        b = generator.integers(0, 2, (6, items)).astype(float)
+        a[1] += generator.normal(size=items)
+        a[2:4] /= 2
+        b[4], b[5, 0] = a[4], np.nan
+        together = paired_p(a, b)
+        assert together[4] == 1
+        assert np.isnan(together[5])
+        assert together == pytest.approx([one_p(x, y) for x, y in zip(a, b, strict=True)], nan_ok=True)
+
+
+def test_many_items_have_wilcoxon_s_normal_distribution() -> None:
+    """By the formula: W against n(n+1)/4 with variance n(n+1)(2n+1)/24, of values without ties."""
+    generator = np.random.default_rng(2)
+    difference = generator.normal(0.2, size=80)
+    ranks = np.argsort(np.argsort(np.abs(difference))) + 1
+    z = (ranks[difference > 0].sum() - 80 * 81 / 4) / sqrt(80 * 81 * 161 / 24)
+    assert one_p(difference, np.zeros(80)) == pytest.approx(erfc(abs(z) / sqrt(2)))
+
+
+def test_holm_by_hand() -> None:
+    """0.01 x 4; 0.02 x 3; 0.03 x 2, not below the one before; 0.9 x 1. NaN is no test and counts for none."""
+    assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([0.4, 0.3]) == pytest.approx([0.6, 0.6])
+    assert holm([float("nan"), 0.04]) == pytest.approx([float("nan"), 0.04], nan_ok=True)
+    assert holm([]) == []
+
+
+def test_a_pair_by_hand(make_report: Make, tmp_path: Path) -> None:
+    """Ten items, all lost by b: p = 2 / 2^10. What both get right or wrong says nothing."""
+    a, b = write(tmp_path / "a", [1.0] * 10 + [1, 0]), write(tmp_path / "b", [0.0] * 10 + [1, 0])
+    table = significance_table([make_report("a", 11 / 12), make_report("b", 1 / 12)], [a, b])
+    assert table is not None
+    assert table.columns == ["A", "B", "sparsity", "arc (acc)", "p (arc)"]
+    assert table.rows == [["a", "b", "40 %", "+83.3", "0.002"]]
+    assert table.cells[0][4].value == pytest.approx(2 / 2**10)
+    assert table.cells[0][4].bold
+
+
+def test_three_pairs_are_corrected_together(make_report: Make, tmp_path: Path) -> None:
+    """0.25 each, of three items that one has and the other has not; three times that, and no more than 1, with Holm."""
+    values = {"a": [1, 1, 1, 0, 0, 0], "b": [0, 0, 0, 0, 0, 0], "c": [1, 1, 1, 1, 1, 1]}
+    folders = [write(tmp_path / name, one) for name, one in values.items()]
+    table = significance_table([make_report(name, sum(one) / 6) for name, one in values.items()], folders)
+    assert table is not None
+    # a-b 0.25, a-c 0.25, b-c 2 / 2^6: three times the smallest, then twice 0.25
+    assert [row[4].value for row in table.cells] == pytest.approx([0.5, 0.5, 3 * 2 / 64])
+
+
+def test_pairs_are_of_one_sparsity_and_differ_in_one_thing(make_report: Make) -> None:
+    """Not STUN at one lambda with OWL at another ratio and 65 %; not with the unpruned model."""
+    reports = [
+        make_report("STUN", **{"expert_pruner.lambda2": 0.1}),
+        make_report("STUN", **{"expert_pruner.lambda2": 1.0}),
+        make_report("STUN", sparsity=0.65, **{"expert_pruner.lambda2": 0.1}),
+        make_report("OWL", expert_pruner={"_target_": "none"}, baseline=0.9),
+        make_report("REAP", expert_pruner={"_target_": "reap", "ratio": 0.3}),
+    ]
+    table = significance_table(reports, [None] * 5)
+    assert table is not None
+    assert [row[:3] for row in table.rows] == [
+        ["STUN (lambda2=0.1)", "STUN (lambda2=1.0)", "40 %"],
+        ["STUN (lambda2=0.1)", "OWL", "40 %"],
+        ["STUN (lambda2=1.0)", "OWL", "40 %"],
+        ["OWL", "REAP", "40 %"],
+    ]
+    assert significance_table(reports[:1], [None]) is None
+
+
+def test_points_that_differ_by_their_experts_alone_are_told_apart(make_report: Make) -> None:
+    reports = [make_report("STUN", **{"expert_pruner.ratio": ratio}) for ratio in (0.1, 0.3)]
+    for report, share in zip(reports, (0.1, 0.3), strict=True):
+        report["experts"]["ratio"] = share
+    table = significance_table(reports, [None, None])
+    assert table is not None
+    assert table.rows[0][:2] == ["STUN, 10.0 % of the experts gone", "STUN, 30.0 % of the experts gone"]
+
+
+def test_over_seeds_an_item_counts_by_its_mean(make_report: Make, tmp_path: Path) -> None:
+    """Two seeds double no items: a better by 0.5 on 8 items is one of 2^8 signs, twice; only shared seeds count."""
+    reports, folders = [], []
+    for name, seed, values in (
+        ("a", 0, [1] * 8),
+        ("a", 1, [0] * 8),
+        ("b", 0, [0] * 8),
+        ("b", 1, [0] * 8),
+        ("b", 2, [1] * 8),
+    ):
+        reports.append(make_report(name, sum(values) / 8, seed=seed))
+        folders.append(write(tmp_path / f"{name}{seed}", values))
+    table = significance_table(reports, folders)
+    assert table is not None
+    assert table.rows[0][3] == "+50.0"
+    p = table.cells[0][4].value
+    assert p is not None
+    assert 2 / 2**8 <= p < 0.02  # ranks are tied, so the test is the approximate one
+
+
+def test_missing_samples_are_told(make_report: Make, tmp_path: Path) -> None:
+    reports = [make_report("a", 0.5), make_report("b", 0.25)]
+    table = significance_table(reports, [write(tmp_path / "a", [1, 0]), tmp_path])
+    assert table is not None
+    assert table.rows == [["a", "b", "40 %", "+25.0", "-"]]
+    assert table.notes[-1] == f"No p-value for want of samples.jsonl: {tmp_path}."
+    table = significance_table(reports, [None, None])
+    assert table is not None
+    assert table.notes[-1] == "No p-value for want of samples.jsonl: a, b."
+
+
+def test_other_items_are_refused_by_name(make_report: Make, tmp_path: Path) -> None:
+    """As many items with the same numbers, of which two were asked in other words; or one item fewer."""
+    reports = [make_report("a"), make_report("b")]
+    a, b, c = (write(tmp_path / name, [1, 0, 1]) for name in "abc")
+    text = (b / "samples.jsonl").read_text().replace('"h1"', '"x1"').replace('"h2"', '"x2"')
+    (b / "samples.jsonl").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"arc/acc,none: .*a and .*b did not answer the same items: arc 1, arc 2 differ"
+    ):
+        significance_table(reports, [a, b])
+    (c / "samples.jsonl").write_text("".join((c / "samples.jsonl").read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match="did not answer the same items: arc 2 differ or are in one alone"):
+        significance_table(reports, [a, c])
+
+
+def test_a_group_s_tasks_are_items_of_the_group(tmp_path: Path) -> None:
+    """Item 0 of two tasks is two items; other metrics are left alone."""
+    rows = [
+        {"benchmark": "mmlu", "task": task, "metric": metric, "doc": 0, "hash": "h", "value": 1.0}
+        for task in ("mmlu_b", "mmlu_a")
+        for metric in ("acc,none", "acc_norm,none")
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_samples(tmp_path, ["mmlu/acc,none"])
+    assert found is not None
+    assert found.keys() == {"mmlu/acc,none"}
+    assert found["mmlu/acc,none"].ids == (("mmlu_a", 0, "h"), ("mmlu_b", 0, "h"))
+
+
+def test_damaged_samples_are_named(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"benchmark": "arc", "ta')
+    with pytest.raises(ValueError, match=r"samples.jsonl: damaged"):
+        read_samples(tmp_path, [])
