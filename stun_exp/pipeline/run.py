@@ -29,8 +29,8 @@ from stun_exp.pipeline.recover import PrunedOnDisk
 from stun_exp.pipeline.skip import layer_thresholds, skipping_json
 from stun_exp.pipeline.source_zeros import check_allocated
 from stun_exp.pipeline.verify import count_written, measured_sparsity, off_target, prove_it_runs
-from stun_exp.report.data.schema import SCHEMA
 from stun_exp.report.tables.results import results_table
+from stun_exp.state.artifacts import SCHEMA
 from stun_exp.state.cache import Store
 from stun_exp.state.finished import is_over, kept_files, run_code
 from stun_exp.state.journal import Allocated, FinishedLayer, Journal, Recovered

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stun_exp.report.data.schema import SCHEMA
+from stun_exp.state.artifacts import SCHEMA
 from stun_exp.state.code import components, digests
 
 WITHOUT_EFFECT = ("dry_run", "resume", "stream", "cache", "tracker")

@@ -7,10 +7,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
 from stun_exp.cli.naming import shortened
+from stun_exp.state.artifacts import SCHEMA
 from stun_exp.utils.json_files import NOT_FINITE
 
-SCHEMA = 2
-"""One more whenever a reader of older reports would go wrong."""
 DEEPEST = 32
 """Levels of nesting; a report has a third of that."""
 MOST = 10**18

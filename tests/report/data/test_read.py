@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stun_exp.report.data.read import read_runs
-from stun_exp.report.data.schema import SCHEMA
+from stun_exp.state.artifacts import SCHEMA
 
 Make = Callable[..., dict[str, Any]]
 
