@@ -38,9 +38,9 @@ def gram_memory() -> dict[str, Any]:
 
 def gram_peak_gib(chunk_tokens: int) -> float:
     import torch
+    from stun_exp.state.ledger import _peak_host_gib, _reset_peaks
 
     from stun_exp.expert_pruner.reconstruction.lattice import best_subset
-    from stun_exp.state.ledger import _peak_host_gib, _reset_peaks
 
     block, hidden_TD = _moe_block(32, 16384)
     _grams(block, hidden_TD[:64], 4, 64)  # what torch loads at its first call is not the search's memory

@@ -26,8 +26,9 @@ from stun_exp.cli.composing import UNNAMED, Composed, composed, configs
 from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import Argument, Groups, parsed, read
 from stun_exp.cli.places import other_run, taken, unusable
+from stun_exp.config.build import ConfigError, build
 from stun_exp.config.errors import did_you_mean, dotted, no_such, shown
-from stun_exp.config.settings import ConfigError, Settings, build, points
+from stun_exp.config.settings import Settings, specs_of
 from stun_exp.utils.paths import is_folder
 
 MOST_CONFIGS, MOST_JOBS = 64, 1000
@@ -249,7 +250,7 @@ def _of_others(settings: Settings, cfg: DictConfig, composed: Composed, out: str
     HydraConfig.instance().set_config(composed.hydra)  # another job's may have been composed since
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    for point in points(settings, {str(key): value for key, value in plain.items()}, Path(out)):
+    for point in specs_of(settings, {str(key): value for key, value in plain.items()}, Path(out)):
         if differs := other_run(point.out, point.config):
             yield taken(str(composed.sweep_dir), differs)
 

@@ -17,7 +17,8 @@ from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import CONFIG_NAME
 from stun_exp.cli.places import check_vacant, not_made
 from stun_exp.cli.sweep import SweepEnd, conclude
-from stun_exp.config.settings import ConfigError, build, points
+from stun_exp.config.build import ConfigError, build
+from stun_exp.config.settings import specs_of
 from stun_exp.state.failures import forget_error, keep_error
 
 PACKAGE = Path(__file__).parents[1]
@@ -65,18 +66,20 @@ def job(cfg: DictConfig) -> float | None:
         with loading():
             from stun_exp.cli.objective import objective
             from stun_exp.pipeline.run import run
+            from stun_exp.report.tables.results import results_table
 
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
         plain = {str(key): value for key, value in config.items()}
-        found = points(settings, plain, Path(here.runtime.output_dir))
+        specs = specs_of(settings, plain, Path(here.runtime.output_dir))
         sweep = None
         if here.mode == RunMode.MULTIRUN:
             sweep = Path(here.sweep.dir).absolute().name
-            for point in found:
-                check_vacant(point.out, point.config, here.sweep.dir)
-        run(found, here.runtime.choices, sweep)
-        return objective([point.out for point in found])
+            for spec in specs:
+                check_vacant(spec.out, spec.config, here.sweep.dir)
+        for report in run(specs, here.runtime.choices, sweep):
+            results_table([report]).show()
+        return objective([spec.out for spec in specs])
     except Exception as error:
         stop_if_told()
         if here.mode != RunMode.MULTIRUN and isinstance(error, ConfigError):

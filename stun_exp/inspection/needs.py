@@ -7,7 +7,7 @@ from typing import Any
 from stun_exp.inspection.sizes import Inspection
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 DISK_RATE = 1e9
@@ -61,7 +61,7 @@ def needs_of(found: Inspection, settings: Any) -> Needs:
     stages = stages_of(found, settings)
     # A layer as it was read and as it is put together; in 4 bits its own weights are kept beside what they become.
     copies = 3 if model.load == "nf4" else 2
-    walks = 2 if getattr(settings.expert_pruner, "progressive", False) else 1
+    walks = 2 if settings.expert_pruner.is_progressive() else 1
     layers = walks * copies * found.largest.all.bytes("full", itemsize)
     hidden = walks * 2 * num_tokens * architecture.config.get_text_config().hidden_size * itemsize
     whole = found.whole.bytes("full", itemsize)
@@ -110,4 +110,4 @@ def _choosing(layer: MoELayer, pruner: Any) -> Stage:
         return Stage(1, 0.0)
     observed = 1.0 if chunk_tokens(statistics) is None else layer.num_experts / layer.top_k
     # Behind pruned layers: the full model beside it, and each layer again as it has become.
-    return Stage(2, observed + 2) if getattr(pruner, "progressive", False) else Stage(1, observed)
+    return Stage(2, observed + 2) if pruner.is_progressive() else Stage(1, observed)

@@ -1,16 +1,14 @@
 """What `stun inspect` prints."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from rich.console import Console
 
 from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
 from stun_exp.inspection.sizes import Inspection, inspect
 from stun_exp.pipeline.budget import Scope
+from stun_exp.state.device import machine
 
 Row = tuple[str, str]
 
@@ -31,17 +29,6 @@ def run(settings: Any) -> None:
     for name, text in rows:
         out.print(f"{name:<18}{text}")
     out.print("no weights were read")
-
-
-def machine() -> dict[str, int]:
-    """Bytes of this machine's memories, by name."""
-    memories = {"RAM": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container may be given less
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        memories["RAM"] = min(memories["RAM"], int(text))
-    if torch.cuda.is_available():
-        memories["GPU"] = torch.cuda.get_device_properties(0).total_memory
-    return memories
 
 
 def _model(found: Inspection) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from math import hypot, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from stun_exp.state.finished import WITHOUT_EFFECT
+from stun_exp.config.settings import WITHOUT_EFFECT
 
 Report = Mapping[str, Any]
 UNPRUNED = "unpruned"
