@@ -95,6 +95,19 @@ def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
         return build(composed(tuple(overrides)).cfg)
 
 
+def composed_of(overrides: Sequence[str], conf: Path, out: Path | None) -> tuple[DictConfig, dict[str, str | None]]:
+    """The checked config that `overrides` describe, and what is chosen for each group.
+
+    ConfigError with every mistake; of the folder `out` too, unless nothing is to be written.
+    """
+    folder = [] if out is None else [f"hydra.run.dir='{out}'"]
+    check([*overrides, *folder], conf, writes=out is not None)
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+        found = composed(tuple(overrides))
+        OmegaConf.resolve(found.cfg)
+        return found.cfg, {str(group): choice for group, choice in found.hydra.hydra.runtime.choices.items()}
+
+
 def one_line(error: Exception) -> str:
     """What an error of Hydra's says, with its cause, on one line."""
     parts = [str(e).strip() for e in (error, error.__cause__) if e is not None and str(e).strip()]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from stun_exp.config.component import Component
 from stun_exp.config.errors import described, dotted, no_such
 from stun_exp.config.moved import moved_to
-from stun_exp.config.settings import Settings
+from stun_exp.config.settings import RunSpec, Settings, specs_of
 from stun_exp.config.slots import kinds_of, misfit
 
 
@@ -41,6 +42,14 @@ def build(cfg: DictConfig, unknown: Iterable[str] = ()) -> Settings:
     if mistakes or not isinstance(settings, Settings):
         raise ConfigError(mistakes)
     return settings
+
+
+def specs_from(cfg: DictConfig, out: Path) -> list[RunSpec]:
+    """The runs that `cfg` describes, in the folder `out`; ConfigError with every mistake."""
+    settings = build(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return specs_of(settings, {str(key): value for key, value in config.items()}, out)
 
 
 class _Wrong:

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stun_exp.allocation.ratios import LayerRatios
-from stun_exp.checkpoint.shards import Shard
+from stun_exp.checkpoint.shards import Shard, digests_in
 from stun_exp.checkpoint.writer import CheckpointWriter, check_space
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.allocate import Allocated
@@ -23,7 +21,6 @@ from stun_exp.state.artifacts import CHECKPOINT
 from stun_exp.state.ownership import remove
 from stun_exp.state.statistics_cache import DenseInputs, StatisticsCache
 from stun_exp.streaming.walk import Step, Walk, walk_together
-from stun_exp.utils.files import digest_of
 
 if TYPE_CHECKING:
     from stun_exp.pipeline.inputs import Inputs
@@ -100,13 +97,6 @@ def find_layers(run: RunContext, recovered: Mapping[int, Shard] | None) -> Found
         {layer: record.value.seen for layer, record in layers.items()},
         dict(recovered) if recovered is not None else {layer: one.value.shard for layer, one in layers.items()},
     )
-
-
-def digests_in(folder: Path) -> dict[str, str | None]:
-    """The sha256 of the shards in a folder, by name."""
-    files = list(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor() as threads:  # one hashes more slowly than a good disk reads
-        return {file.name: digest for file, digest in zip(files, threads.map(digest_of, files), strict=True)}
 
 
 def clear_folder(run: RunContext, inputs: "Inputs", found: Found) -> None:

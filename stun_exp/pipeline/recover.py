@@ -12,13 +12,12 @@ from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import load_pruned
-from stun_exp.checkpoint.shards import Shard, read_tensors, write_shard
+from stun_exp.checkpoint.shards import Shard, digests_in, read_tensors, write_shard
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.context import RunContext, Stage
 from stun_exp.pipeline.inputs import Inputs
-from stun_exp.pipeline.prune import digests_in
 from stun_exp.state.artifacts import CHECKPOINT
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from stun_exp.cli.interrupts import stoppable
 from stun_exp.cli.naming import shortened
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets, unequal
+from stun_exp.report.data.failures import failures
 from stun_exp.report.data.read import read_runs
 from stun_exp.report.tables.formats import comma_separated, latex
 from stun_exp.report.tables.published import compare, with_verdict
 from stun_exp.report.tables.results import ResultsTable, results_table
 from stun_exp.report.tables.significance import significance_table
-from stun_exp.state.failures import failures
 from stun_exp.utils import markdown
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli.sweep import SweepEnd, conclude
-from stun_exp.state.failures import ERROR, failures, forget_error, keep_error
+from stun_exp.report.data.failures import ERROR, failures, forget_error, keep_error
 from stun_exp.utils.json_files import write_json
 
 Make = Callable[..., dict[str, Any]]
