@@ -35,7 +35,7 @@ def load_pruned(path: str | Path, device: str = "cpu", nf4: bool = False) -> "Pr
     # Only here: whoever imports the package for something light should not wait for torch.
     import torch
 
-    from stun_exp.checkpoint.load import load_pruned as load
+    from stun_exp.checkpoint.load import load_checkpoint as load
 
     return load(Path(path), torch.device(device), nf4)
 

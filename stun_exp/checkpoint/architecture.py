@@ -14,7 +14,7 @@ from stun_exp.models import register
 from stun_exp.models.fused import fuse_experts_
 from stun_exp.moe.families import family_of
 from stun_exp.moe.layers import MoELayer, layer_paths, layers_of
-from stun_exp.utils.files import own_file, read_json
+from stun_exp.utils.files import own_file, read_json_object
 
 EXPERTS_PER_LAYER = "experts_per_layer"
 """Key in config.json of a pruned model whose layers keep different numbers of experts."""
@@ -36,7 +36,7 @@ class Architecture:
             raise FileNotFoundError(f"{path}: no config.json; give the folder of a Hugging Face checkpoint")
         self.path = path
         self.at_hand = dimensions is None
-        self.raw = read_json(own_file(path, "config.json", "config.json")) if dimensions is None else dimensions
+        self.raw = read_json_object(own_file(path, "config.json", "config.json")) if dimensions is None else dimensions
         self.family = family_of(self.raw.get("model_type"), path / "config.json")
         self.experts_per_layer = self._counts()
         self.source_dtype = self._config_dtype()

@@ -33,7 +33,7 @@ _STACKED = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
 """Conversions that put matrices of experts beside one another and change nothing in them."""
 
 
-class Slot(NamedTuple):
+class KeySlot(NamedTuple):
     """A place in a fused tensor."""
 
     target: str
@@ -116,13 +116,13 @@ class Keys:
         whole = f"{self.architecture.paths[layer]}.{name}"
         return [key for key in self.by_layer[layer] if self.target(key) == whole]
 
-    def slot(self, key: str) -> "Slot | None":
+    def slot(self, key: str) -> "KeySlot | None":
         """Where in a fused tensor the matrix of one expert goes; None for a key that becomes a tensor by itself."""
         pattern = _EXPERT.sub(r"\g<1>0.", key) if "experts." in key else key
         if pattern not in self._parts:
             self._parts[pattern] = self._part(pattern)
         match, part = _EXPERT.search(key), self._parts[pattern]
-        return None if match is None or part is None else Slot(self.target(key), int(match[2]), *part)
+        return None if match is None or part is None else KeySlot(self.target(key), int(match[2]), *part)
 
     def _part(self, pattern: str) -> tuple[int, int] | None:
         """Which of the stacked parts of its expert a key is, and of how many; None if it takes more than stacking."""

@@ -12,7 +12,9 @@ from stun_exp.checkpoint.placement import Places, dispatch_, place_of
 from stun_exp.moe.layers import MoELayer
 
 
-def load_pruned(path: Path, device: torch.device, nf4: bool = False, places: Places | None = None) -> PreTrainedModel:
+def load_checkpoint(
+    path: Path, device: torch.device, nf4: bool = False, places: Places | None = None
+) -> PreTrainedModel:
     """A written checkpoint as a model ready to run, in its own dtype or with its layers in 4 bits.
 
     All of it on `device`, or spread over several by `places`.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.checkpoint.checkpoint import Checkpoint
 
-BUNDLED = "bundled:"
+BUNDLED_PREFIX = "bundled:"
 FILES = (
     *("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"),
     *("LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*"),
@@ -55,10 +55,10 @@ class Model(Component):
     @classmethod
     def _is_somewhere(cls, path: str) -> str:
         """`path`, which is there, or may be a hub repository's name."""
-        if path.startswith(BUNDLED) and path.removeprefix(BUNDLED) not in MODELS:
-            raise ValueError(f"no such bundled model; there are {', '.join(BUNDLED + name for name in MODELS)}")
+        if path.startswith(BUNDLED_PREFIX) and path.removeprefix(BUNDLED_PREFIX) not in MODELS:
+            raise ValueError(f"no such bundled model; there are {', '.join(BUNDLED_PREFIX + name for name in MODELS)}")
         hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-        if not (hub or path.startswith(BUNDLED) or is_folder(expanded(path))):
+        if not (hub or path.startswith(BUNDLED_PREFIX) or is_folder(expanded(path))):
             raise ValueError("no such folder, nor a hub repository (owner/name)")
         return path
 
@@ -104,11 +104,11 @@ class Model(Component):
 
     def folder(self, files: Sequence[str] = FILES) -> Path:
         """The local folder; of a hub repository the `files` are fetched into the hub's own cache first."""
-        local = self.path.startswith(BUNDLED) or is_folder(expanded(self.path))
+        local = self.path.startswith(BUNDLED_PREFIX) or is_folder(expanded(self.path))
         if local and self.revision is not None:
             raise ValueError(f"model.revision={self.revision} is for hub repositories; pass model.revision=null")
-        if self.path.startswith(BUNDLED):
-            return MODELS[self.path.removeprefix(BUNDLED)]
+        if self.path.startswith(BUNDLED_PREFIX):
+            return MODELS[self.path.removeprefix(BUNDLED_PREFIX)]
         if local:
             return expanded(self.path)
         from huggingface_hub import snapshot_download

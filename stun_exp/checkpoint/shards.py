@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stun_exp.utils.files import digest_of, own_file, read_json, write_file
+from stun_exp.utils.files import digest_of, own_file, read_json_object, write_file
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAPPED = 1 << 30
@@ -67,7 +67,7 @@ def find_shards(folder: Path) -> dict[str, Header]:
         if not single.is_file():
             raise FileNotFoundError(f"{folder}: neither {INDEX} nor {SINGLE}; only safetensors are read")
         return _headers(own_file(folder, SINGLE, SINGLE))
-    weight_map = read_json(own_file(folder, INDEX, INDEX)).get("weight_map", {})
+    weight_map = read_json_object(own_file(folder, INDEX, INDEX)).get("weight_map", {})
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{folder / INDEX}: weight_map must say a file for each key; download it again")
     names = sorted(set(weight_map.values()))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stun_exp.utils.files import is_inside, read_json
+from stun_exp.utils.files import is_inside, read_json_object
 
 CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """Endings of what comes along beside the weights: tokenizer, generation config."""
@@ -66,7 +66,7 @@ def _tokenizer_code(folder: Path) -> tuple[list[str], list[str]]:
     file = folder / _TOKENIZER
     if not (file.is_file() and is_inside(folder, file)):
         return [], []
-    auto_map = read_json(file).get("auto_map")
+    auto_map = read_json_object(file).get("auto_map")
     named = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
     classes = [one for value in named for one in (value if isinstance(value, list) else [value])]
     waiting = [one.rpartition(".")[0] for one in classes if isinstance(one, str) and "." in one and "--" not in one]

@@ -14,7 +14,7 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.shards import INDEX, Shard, each_tensor, write_shard
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.moe.layers import MoELayer
-from stun_exp.utils.files import digest_of, read_json, sync_folder, write_file
+from stun_exp.utils.files import digest_of, read_json_object, sync_folder, write_file
 
 CARD, CODE = "README.md", "modeling_stun.py"
 """What an export and a run's end add to the folder: the model card, and what loads layers of different sizes."""
@@ -115,7 +115,7 @@ class CheckpointWriter:
         return self.shards
 
     def _config(self) -> dict[str, Any]:
-        config = read_json(self.source.path / "config.json")
+        config = read_json_object(self.source.path / "config.json")
         config.pop("torch_dtype", None)
         for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
             config.pop(key, None)

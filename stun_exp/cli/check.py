@@ -24,8 +24,8 @@ from yaml import YAMLError
 
 from stun_exp.cli.composing import UNNAMED, Composed, composed, configs
 from stun_exp.cli.naming import folder_name
-from stun_exp.cli.overrides import Argument, Groups, parsed, read
-from stun_exp.cli.places import other_run, taken, unusable
+from stun_exp.cli.overrides import Argument, ConfigGroups, parsed_override, read
+from stun_exp.cli.places import other_run, taken, why_unusable
 from stun_exp.config.build import ConfigError, build
 from stun_exp.config.errors import did_you_mean, dotted, no_such, shown
 from stun_exp.config.settings import Settings, specs_of
@@ -54,7 +54,7 @@ def check(argv: Sequence[str], conf: Path, writes: bool = True) -> list[str]:
     if any((args.help, args.hydra_help, args.info, args.shell_completion, args.experimental_rerun)):
         return list(argv)
     with configs(conf, args.config_dir):
-        groups = Groups(GlobalHydra.instance().config_loader(), args.overrides)
+        groups = ConfigGroups(GlobalHydra.instance().config_loader(), args.overrides)
         typed, mistakes = read(args.overrides, groups)
         compose_cached = cache(composed)
         try:
@@ -119,10 +119,10 @@ def _alike(arguments: list[Argument], params: dict[str, Any], unnamed: list[str]
 
     Those of the sweep's file name folders even if one value was typed, so that it goes on with the others.
     """
-    swept = {parsed(argument.given).key_or_group for argument in arguments if argument.sweeps}
+    swept = {parsed_override(argument.given).key_or_group for argument in arguments if argument.sweeps}
     if not (differ := (swept | params.keys()) - set(unnamed)):
         return []
-    keys = [parsed(argument.given).key_or_group for argument in arguments if not _is_hydras(argument)]
+    keys = [parsed_override(argument.given).key_or_group for argument in arguments if not _is_hydras(argument)]
     return [key for key in dict.fromkeys(keys) if key not in {*differ, *unnamed}]
 
 
@@ -167,7 +167,7 @@ class _Jobs:
 
     arguments: list[Argument]
     params: dict[str, Any]
-    groups: Groups
+    groups: ConfigGroups
     composed: Callable[[tuple[str, ...]], Composed]
     names_only: bool  # `--cfg` shows a config whatever its values
     unnamed: list[str] | None  # settings that do not name a sweep's folders; None if this is none
@@ -217,13 +217,13 @@ class _Jobs:
                 yield f"{argument.key}: {_no_such_setting(plain, key, names)}"
                 continue
             try:
-                OmegaConf.update(cfg, argument.key, parsed(text).value())
+                OmegaConf.update(cfg, argument.key, parsed_override(text).value())
             except HYDRA_ERRORS as error:
                 yield f"{text}: {one_line(error)}"
         if self.names_only:
             return
         out = self._folder(composed, arguments, job) if self.writes else None
-        if out is not None and (why := unusable(out)):
+        if out is not None and (why := why_unusable(out)):
             yield f"{self._place(composed)}: {why}"
         try:
             settings = build(cfg, unknown)

@@ -85,7 +85,7 @@ def job(cfg: DictConfig) -> float | None:
         return None
 
 
-def inspect(overrides: list[str], conf: Path) -> None:
+def inspect_command(overrides: list[str], conf: Path) -> None:
     """Prints what the model that `overrides` choose is, and what a run will need; exits with 1 if that fails."""
     if {"--help", "-h"} & set(overrides):
         print(INSPECT_HELP, end="")
@@ -135,7 +135,7 @@ def _stopped() -> str:
 def _main(conf: Path) -> None:
     try:
         if sys.argv[1:2] == ["inspect"]:
-            inspect(sys.argv[2:], conf)
+            inspect_command(sys.argv[2:], conf)
             return
         sys.argv[1:] = check(sys.argv[1:], conf)
         if HydraConfig.initialized() and HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib":

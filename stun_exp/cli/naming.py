@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from hashlib import sha256
 
-from stun_exp.cli.overrides import parsed
+from stun_exp.cli.overrides import parsed_override
 
 FOLDER_BYTES = 255
 """On the disks that are common."""
@@ -16,7 +16,7 @@ def folder_name(overrides: Iterable[str], unnamed: Iterable[str]) -> str:
     It has no slash, and is not too long for a disk.
     """
     left_out = set(unnamed)
-    named = [_short(text) for text in overrides if parsed(text).key_or_group not in left_out]
+    named = [_short(text) for text in overrides if parsed_override(text).key_or_group not in left_out]
     return shortened(",".join(sorted(named)), FOLDER_BYTES)
 
 

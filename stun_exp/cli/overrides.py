@@ -31,7 +31,7 @@ class Argument:
     rewritten: str = ""  # the override to run in place of `given`, if that is another
 
 
-class Groups:
+class ConfigGroups:
     """The config groups and their choices, folders within a group included."""
 
     def __init__(self, loader: ConfigLoader, overrides: Iterable[str]) -> None:
@@ -50,12 +50,12 @@ class Groups:
 
 
 @cache
-def parsed(text: str) -> Override:
+def parsed_override(text: str) -> Override:
     """The override that Hydra reads in `text`."""
     return OverridesParser.create().parse_overrides([text])[0]
 
 
-def read(texts: Iterable[str], groups: Groups) -> tuple[list[Argument], list[str]]:
+def read(texts: Iterable[str], groups: ConfigGroups) -> tuple[list[Argument], list[str]]:
     """(The arguments in `texts`, their mistakes that show without composing anything).
 
     A wrong choice is replaced by the one probably meant, so that the rest can still be checked with it; an
@@ -65,7 +65,7 @@ def read(texts: Iterable[str], groups: Groups) -> tuple[list[Argument], list[str
     mistakes: list[str] = []
     for text in texts:
         try:
-            override = parsed(text)
+            override = parsed_override(text)
         except OverrideParseException as error:
             mistakes.append(f"{text}: {_unreadable(error, text)}")
             continue

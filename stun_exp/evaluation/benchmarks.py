@@ -26,8 +26,8 @@ class NoEvaluation(Component):
 
     baseline: bool
 
-    def prepare(self) -> "Prepared":
-        return Prepared(())
+    def prepare(self) -> "PreparedBenchmarks":
+        return PreparedBenchmarks(())
 
 
 class LMEval(Component):
@@ -46,7 +46,7 @@ class LMEval(Component):
     baseline: bool
     """Whether the unpruned model is measured too: once for all runs that share a cache."""
 
-    def prepare(self) -> "Prepared":
+    def prepare(self) -> "PreparedBenchmarks":
         """The benchmarks with their data.
 
         ValueError if the backend is not installed, FileNotFoundError for data that is neither cached nor reachable.
@@ -54,11 +54,11 @@ class LMEval(Component):
         if self.backend == "vllm" and find_spec("vllm") is None:
             raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
         benchmarks = tuple((benchmark, load(benchmark)) for benchmark in self.benchmarks.values())
-        return Prepared(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
+        return PreparedBenchmarks(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedBenchmarks:
     """Benchmarks whose data is at hand, ready to be run on a model."""
 
     benchmarks: "tuple[tuple[Benchmark, Loaded], ...]"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from stun_exp.evaluation.records import BUNDLED, Benchmark, EvalResult, Metric, Sample
+from stun_exp.evaluation.records import BUNDLED_TASKS, Benchmark, EvalResult, Metric, Sample
 from stun_exp.toy import TASKS
 
 
@@ -31,7 +31,7 @@ def load(benchmark: Benchmark) -> Loaded:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
-    folder = str(TASKS) if benchmark.include == BUNDLED else benchmark.include
+    folder = str(TASKS) if benchmark.include == BUNDLED_TASKS else benchmark.include
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     if benchmark.task not in manager.all_tasks:
         where = benchmark.include or "lm-eval"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from stun_exp.evaluation.benchmarks import Prepared
+    from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 
 
 class Evaluation(Protocol):
@@ -14,7 +14,7 @@ class Evaluation(Protocol):
         """Whether the unpruned model is measured too."""
         ...
 
-    def prepare(self) -> "Prepared":
+    def prepare(self) -> "PreparedBenchmarks":
         """The benchmarks with their data.
 
         ValueError if a backend is not installed, FileNotFoundError for data that is neither cached nor reachable.

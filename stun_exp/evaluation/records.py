@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from stun_exp.config.component import Component
 from stun_exp.utils.paths import is_folder
 
-BUNDLED = "bundled:toy"
+BUNDLED_TASKS = "bundled:toy"
 """The folder of the bundled model's tasks."""
 
 
@@ -25,8 +25,8 @@ class Benchmark(Component):
     @classmethod
     def _is_there(cls, include: str | None) -> str | None:
         """`include`, if a folder is where it says."""
-        if include not in (None, BUNDLED) and not is_folder(str(include)):
-            raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED}, or null for lm-eval's")
+        if include not in (None, BUNDLED_TASKS) and not is_folder(str(include)):
+            raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED_TASKS}, or null for lm-eval's")
         return include
 
 

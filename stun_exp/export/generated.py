@@ -6,7 +6,7 @@ import transformers
 
 from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.writer import CODE
-from stun_exp.utils.files import read_json, write_file
+from stun_exp.utils.files import read_json_object, write_file
 
 _CODE = '''"""{stock} with as many experts in each layer as per_layer_config says in config.json.
 
@@ -54,7 +54,7 @@ def write_code(written: Architecture) -> None:
     stock = type(written.skeleton).__name__
     names = {"stock": stock, "stack": written.family.stacks[0], "version": transformers.__version__}
     write_file(written.path / CODE, [_CODE.format(**names).encode()])
-    config = read_json(written.path / "config.json")
+    config = read_json_object(written.path / "config.json")
     key = written.family.num_experts_key
     # The name that the layers read: under another, asking for the count of all layers would pass unnoticed.
     key = written.config.attribute_map.get(key, key)

@@ -34,11 +34,11 @@ class ProfileExport(Component):
 
     def export(self, pruned: "Pruned") -> dict[str, Any]:
         from stun_exp.checkpoint.load import assemble
-        from stun_exp.export.proof import compare, fixed_batch, logits_BTV
-        from stun_exp.utils.files import read_json
+        from stun_exp.export.proof import compare_logits, fixed_batch, logits_BTV
+        from stun_exp.utils.files import read_json_object
 
         began = time.monotonic()
-        retained: dict[str, list[int]] = read_json(pruned.profile)["retained_experts"]
+        retained: dict[str, list[int]] = read_json_object(pruned.profile)["retained_experts"]
 
         def by_plan(layer: "MoELayer") -> None:
             plan = pruned.plan.of(layer.index)
@@ -60,7 +60,7 @@ class ProfileExport(Component):
             "written": pruned.profile.name,
             "num_experts": [len(kept) for kept in retained.values()],
             "loads_with": f"{source.path}, less the experts that the file does not name",
-            **compare(planned_BTV, profiled_BTV, source.dtype, what),
+            **compare_logits(planned_BTV, profiled_BTV, source.dtype, what),
             "tokens": sum(map(len, batch["input_ids"])),
             "vllm": {
                 "verified": False,

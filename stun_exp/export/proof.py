@@ -1,4 +1,4 @@
-"""The proof that a folder loads where users need it: logits from a fresh process against those of `load_pruned`.
+"""The proof that a folder loads where users need it: logits from a fresh process against those of `load_checkpoint`.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 
 SEQUENCES, TOKENS = 2, 24
 TOLERANCE, TOLERANCE_16_BITS = 1e-4, 1e-2
@@ -41,7 +41,7 @@ def prove(written: Checkpoint, device: torch.device, trust_remote_code: bool) ->
     """
     began = time.monotonic()
     batch = fixed_batch(written.config)
-    model = load_pruned(written.path, device)
+    model = load_checkpoint(written.path, device)
     ours_BTV = logits_BTV(model, batch)
     del model  # its memory is wanted there
     torch.cuda.empty_cache()
@@ -55,7 +55,7 @@ def prove(written: Checkpoint, device: torch.device, trust_remote_code: bool) ->
         raise ValueError(f"{written.path}: a fresh process could not load it by {reader}: {error}") from error
     return {
         "loads_with": reader,
-        **compare(ours_BTV, theirs_BTV.float(), written.dtype, f"{written.path}, read by {reader}"),
+        **compare_logits(ours_BTV, theirs_BTV.float(), written.dtype, f"{written.path}, read by {reader}"),
         "tokens": SEQUENCES * TOKENS,
         "vllm": _prove_vllm(written.path, batch, ours_BTV, trust_remote_code),
         "seconds": round(time.monotonic() - began, 1),
@@ -79,7 +79,7 @@ def logits_BTV(model: PreTrainedModel, batch: dict[str, list[list[int]]]) -> Ten
     return logits.float().cpu()
 
 
-def compare(ours_BTV: Tensor, theirs_BTV: Tensor, dtype: torch.dtype, what: str) -> dict[str, float]:
+def compare_logits(ours_BTV: Tensor, theirs_BTV: Tensor, dtype: torch.dtype, what: str) -> dict[str, float]:
     """The largest difference, and the tolerance for models of that dtype; ValueError beyond it, or for NaN."""
     share = TOLERANCE if dtype.itemsize > 2 else TOLERANCE_16_BITS
     tolerance = share * ours_BTV.abs().max().item()

@@ -6,11 +6,11 @@ from typing import get_args
 
 from stun_exp.config.settings import Settings
 from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
-from stun_exp.inspection.sizes import Inspection, inspect
+from stun_exp.inspection.sizes import Inspection, inspect_architecture
 from stun_exp.pipeline.budget import Scope
 from stun_exp.state.device import machine
 
-Row = tuple[str, str]
+FactRow = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class ModelFacts:
 
 def facts_of(settings: Settings) -> ModelFacts:
     """What the model of a run's settings is, what fits where, and what the run will need; reads no weights."""
-    found = inspect(settings.model.architecture())
+    found = inspect_architecture(settings.model.architecture())
     return ModelFacts(settings.model.path, found, needs_of(found, settings), settings.sparsity_scope, machine())
 
 
-def _model(found: Inspection) -> Iterator[Row]:
+def _model(found: Inspection) -> Iterator[FactRow]:
     moe = found.moe
     yield "family", found.architecture.family.model_type
     yield "layers", f"{len(found.layers)}, {len(moe)} with experts and {len(found.layers) - len(moe)} dense"
@@ -61,7 +61,7 @@ def _model(found: Inspection) -> Iterator[Row]:
     yield "on disk", unknown if found.disk_bytes is None else gb(found.disk_bytes)
 
 
-def _scopes(found: Inspection, of_run: Scope) -> Iterator[Row]:
+def _scopes(found: Inspection, of_run: Scope) -> Iterator[FactRow]:
     whole = found.whole.parameters
     for scope in get_args(Scope):
         inside = found.in_scope(scope)
@@ -69,7 +69,7 @@ def _scopes(found: Inspection, of_run: Scope) -> Iterator[Row]:
         yield f"scope {scope}", f"{inside:,} in ({inside / whole:.1%}), {whole - inside:,} out{chosen}"
 
 
-def _sizes(found: Inspection, memories: Mapping[str, int]) -> Iterator[Row]:
+def _sizes(found: Inspection, memories: Mapping[str, int]) -> Iterator[FactRow]:
     largest = found.largest
     parts = {"whole model": found.whole, "largest layer": largest.all, "its experts": largest.experts}
     for name, size in parts.items():
@@ -81,7 +81,7 @@ def _fits(taken: float, memories: Mapping[str, int]) -> str:
     return f"{gb(taken)} (fits {' and '.join(where) or 'nowhere'})"
 
 
-def _needs(needs: Needs, memories: Mapping[str, int]) -> Iterator[Row]:
+def _needs(needs: Needs, memories: Mapping[str, int]) -> Iterator[FactRow]:
     moves = sum(stage.moves for stage in needs.stages.values())
     passes = sum(stage.passes for stage in needs.stages.values())
     yield (

@@ -14,7 +14,7 @@ from stun_exp.checkpoint.nf4 import BLOCK
 from stun_exp.checkpoint.shards import INDEX, find_shards
 from stun_exp.moe.layers import Kind, MoELayer
 from stun_exp.pipeline.budget import Scope, kinds_in_scope
-from stun_exp.utils.files import read_json
+from stun_exp.utils.files import read_json_object
 
 NF4_BYTES = 0.5 + 4 / BLOCK
 """Of a weight in NF4: half a byte, and its part of the scale that its block shares."""
@@ -93,7 +93,7 @@ class Inspection:
         return sum(layer.weights[kind] for layer in self.layers for kind in kinds_in_scope(scope))
 
 
-def inspect(architecture: Architecture) -> Inspection:
+def inspect_architecture(architecture: Architecture) -> Inspection:
     """The sizes of a model; if it is at hand, its index is read and checked, and no weights.
 
     FileNotFoundError for a missing index, ValueError for one that is not the architecture's, for a quantisation that
@@ -128,7 +128,7 @@ def read_index(folder: Path) -> tuple[Collection[str], int | None]:
     file = folder / INDEX
     if not file.is_file():
         return find_shards(folder).keys(), (folder / "model.safetensors").stat().st_size
-    index = read_json(file)
+    index = read_json_object(file)
     files, about = index.get("weight_map"), index.get("metadata")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{file}: no weight_map; download it again")

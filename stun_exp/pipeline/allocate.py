@@ -11,7 +11,7 @@ from stun_exp.moe.layers import Matrix
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.budget import Budget, weights_ratio
 from stun_exp.pipeline.context import RunContext, Stage
-from stun_exp.pipeline.input_statistics import gather, settings_of, starved_experts
+from stun_exp.pipeline.input_statistics import gather, gathering_settings, starved_experts
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.source_zeros import check_allocated
 from stun_exp.pipeline.weight_stage import WeightStage
@@ -35,7 +35,7 @@ def allocate(run: RunContext, inputs: Inputs, plan: Plan, budget: Budget, ratio:
     """The share of each layer, as the run's allocation spreads the `ratio` of the weight stage."""
     pruner, stage, warnings = run.settings.unstructured_pruner, inputs.stage, list[str]()
     cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
-    dense = DenseInputs(cached, plan, settings_of(pruner, stage.scope, pruner.saliency_statistic))
+    dense = DenseInputs(cached, plan, gathering_settings(pruner, stage.scope, pruner.saliency_statistic))
     walk = inputs.walk(run, "allocating", plan, stage.needs_data and not dense.complete, dense=dense)
     ratios = layer_ratios(stage, run.settings.allocation, budget, ratio, walk, warnings.append)
     run.cost.forward_passes += walk.forward_passes

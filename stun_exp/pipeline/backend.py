@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stun_exp.checkpoint.checkpoint import Checkpoint
-    from stun_exp.evaluation.benchmarks import Prepared
+    from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 
 
 def check_backend(
-    benchmarks: "Prepared", source: "Checkpoint", nf4: bool, skips: bool, counts: Collection[int] = ()
+    benchmarks: "PreparedBenchmarks", source: "Checkpoint", nf4: bool, skips: bool, counts: Collection[int] = ()
 ) -> None:
     """ValueError if vLLM could not run what this run is to write; `counts` are its layers' experts, once planned."""
     if benchmarks.backend != "vllm":

@@ -13,7 +13,7 @@ from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 Scope = Literal["experts", "decoder", "model"]
-TOLERANCE = 0.001
+BUDGET_TOLERANCE = 0.001
 """How far the achieved total may lie from the asked one."""
 
 
@@ -49,7 +49,7 @@ class Budget:
         ValueError if the expert stage alone exceeds the total, or if too little is prunable to reach it.
         """
         missing = self.sparsity * self.in_scope - self.removed
-        if missing < -TOLERANCE * self.in_scope:
+        if missing < -BUDGET_TOLERANCE * self.in_scope:
             raise ValueError(
                 f"sparsity={self.sparsity}: the expert stage alone takes {self.removed / self.in_scope:.4f} of the "
                 "weights in scope; raise sparsity or lower expert_pruner.ratio"

@@ -10,7 +10,7 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import assemble
 from stun_exp.checkpoint.nf4 import PartMemory, check_memory, memory
 from stun_exp.checkpoint.placement import Places, find_places, free_memory, place_of
-from stun_exp.evaluation.benchmarks import Prepared
+from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 from stun_exp.evaluation.records import Metric, Sample
 from stun_exp.moe.layers import layers_of
 from stun_exp.moe.skip import Skipped, skip_experts
@@ -72,7 +72,7 @@ def _of_run(
 
 
 def evaluate(
-    benchmarks: Prepared,
+    benchmarks: PreparedBenchmarks,
     checkpoint: Checkpoint,
     identity: Mapping[str, Any],
     tokenizer: Any,
@@ -110,7 +110,7 @@ def evaluate(
 
 
 def _measure(
-    benchmarks: Prepared,
+    benchmarks: PreparedBenchmarks,
     checkpoint: Checkpoint,
     tokenizer: Any,
     device: torch.device,
@@ -133,7 +133,7 @@ def _measure(
 
 
 def _places(
-    benchmarks: Prepared, written: Checkpoint, device: torch.device, nf4: bool
+    benchmarks: PreparedBenchmarks, written: Checkpoint, device: torch.device, nf4: bool
 ) -> tuple[Places | None, list[str]]:
     """Where the model's parts go, None for all on `device`, and what is to be said of it."""
     if benchmarks.device_map == "none":

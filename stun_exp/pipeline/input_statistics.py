@@ -16,11 +16,11 @@ from stun_exp.unstructured_pruner.protocol import InputStatistic, UnstructuredPr
 
 Empty = Callable[[int], InputStatistic | None]
 """Makes a statistic for so many inputs."""
-Inputs = tuple[dict[str, InputStatistic], list[int]]
+LayerInputs = tuple[dict[str, InputStatistic], list[int]]
 """The statistic of each feed, those of starved experts replaced, and the tokens each expert received."""
 
 
-def settings_of(pruner: UnstructuredPruner, scope: Scope, make: Empty) -> dict[str, Any]:
+def gathering_settings(pruner: UnstructuredPruner, scope: Scope, make: Empty) -> dict[str, Any]:
     """All on which it depends what is gathered of a model, and of which matrices: settings, and whose code gathers."""
     statistic = make(1)
     return {
@@ -38,7 +38,7 @@ def starved_experts(pruner: UnstructuredPruner, tokens: Sequence[int]) -> list[i
     return [expert for expert, count in enumerate(tokens) if count < pruner.min_tokens]
 
 
-def gather(pruner: UnstructuredPruner, step: Step, matrices: Sequence[Matrix], make: Empty) -> Inputs:
+def gather(pruner: UnstructuredPruner, step: Step, matrices: Sequence[Matrix], make: Empty) -> LayerInputs:
     """What flows into some matrices of a layer, as statistics made by `make`; nothing if weights alone decide.
 
     Runs the layer, again if experts are starved, unless what it would gather is cached. ValueError that names the feed
@@ -65,7 +65,7 @@ def gather(pruner: UnstructuredPruner, step: Step, matrices: Sequence[Matrix], m
 
 def _gathered(
     pruner: UnstructuredPruner, step: Step, matrices: Sequence[Matrix], make: Callable[[int], InputStatistic]
-) -> Inputs:
+) -> LayerInputs:
     layer = step.layer
     inputs = InputStatistics(layer, matrices, make)
     tokens = ExpertTokens(layer.num_experts)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from stun_exp.calibration.protocol import CalibrationTokens
     from stun_exp.checkpoint.checkpoint import Checkpoint
-    from stun_exp.evaluation.benchmarks import Prepared
+    from stun_exp.evaluation.benchmarks import PreparedBenchmarks
     from stun_exp.moe.plan import Plan
     from stun_exp.moe.skip import GateRatios
     from stun_exp.pipeline.context import RunContext
@@ -32,7 +32,7 @@ class Inputs:
     training_NT: "Tensor"
     """N sequences of T tokens for a recovery."""
     stage: "WeightStage"
-    benchmarks: "Prepared"
+    benchmarks: "PreparedBenchmarks"
     gates: "dict[int, GateRatios]"
     """What to gather in each layer that is to skip experts."""
     zeros: "list[LayerZeros]"

@@ -12,6 +12,7 @@ from stun_exp.calibration.protocol import CalibrationTokens, decoder_start
 from stun_exp.checkpoint.census import Census, census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.drawn_tokens import drawn_tokens
 from stun_exp.pipeline.dry_run import print_budget
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.preflight import (
@@ -24,7 +25,7 @@ from stun_exp.pipeline.preflight import (
     load_tokenizer,
     warnings_at_once,
 )
-from stun_exp.pipeline.source_zeros import WORTH_SAYING, LayerZeros, check_reachable, share_of, zeros_of
+from stun_exp.pipeline.source_zeros import WORTH_SAYING, LayerZeros, check_reachable, layer_zeros, share_of
 from stun_exp.pipeline.training_text import training_sequences
 from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.state.artifacts import CHECKPOINT, REPORT
@@ -79,28 +80,10 @@ def _text(run: RunContext, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Any,
     settings = run.settings
     check_length(settings.calibration, checkpoint)
     check_room(settings, checkpoint, run.out)
-    tokens = _drawn(run, checkpoint, tokenizer)
+    start, companions = decoder_start(checkpoint.config), checkpoint.companions(run.digests.of)
+    tokens = drawn_tokens(settings.calibration, tokenizer, settings.seed, start, companions, run.store, run.digests.of)
     training = training_sequences(settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences)
     return tokenizer, tokens, training
-
-
-def _drawn(run: RunContext, checkpoint: Checkpoint, tokenizer: Any) -> CalibrationTokens:
-    """The calibration tokens, which another run may have drawn."""
-    calibration, seed, start = run.settings.calibration, run.settings.seed, decoder_start(checkpoint.config)
-    key = {
-        "calibration": f"{type(calibration).__qualname__} {calibration!r}",
-        "text": [run.digests.of(file) for file in calibration.reads()],
-        "seed": seed,
-        "decoder_start": start,
-        "tokenizer": dict(checkpoint.companions(run.digests.of)),
-        **made_by(type(calibration).__module__),
-    }
-    found = run.store.find("tokens", key)
-    if found is None:
-        tokens = calibration.tokens(tokenizer, seed, start)
-        run.store.add("tokens", key, vars(tokens))
-        return tokens
-    return CalibrationTokens(**found)
 
 
 def _identify(
@@ -141,7 +124,7 @@ def _zeros(
 ) -> tuple[list[LayerZeros], float]:
     """Looks at every weight of the source, once for all runs of it; ValueError if its zeros rule the budget out."""
     census = _census(run, checkpoint, identity)
-    zeros = zeros_of(checkpoint, census, stage)
+    zeros = layer_zeros(checkpoint, census, stage)
     share = share_of(zeros, census, checked.budget, stage.scope)
     if stage.pruner.prunes and not fixed_ratio(stage.pruner.pattern):
         check_reachable(zeros, checked.budget, checked.num_removed, share)

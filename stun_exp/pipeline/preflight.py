@@ -12,7 +12,7 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.checkpoint.writer import names_in
 from stun_exp.config.settings import Settings
-from stun_exp.evaluation.benchmarks import Prepared
+from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 from stun_exp.moe.skip import GateRatios
 from stun_exp.pipeline.backend import check_backend
 from stun_exp.pipeline.budget import Budget, budget_of, expected_counts, weights_ratio
@@ -111,7 +111,7 @@ def check_room(settings: Settings, checkpoint: Checkpoint, out: Path) -> None:
 
 
 def warnings_at_once(
-    settings: Settings, checkpoint: Checkpoint, benchmarks: Prepared, skips: bool, zeros: float
+    settings: Settings, checkpoint: Checkpoint, benchmarks: PreparedBenchmarks, skips: bool, zeros: float
 ) -> Iterator[str]:
     """Warnings of settings without effect, of figures that are no results, and of what is left as it is.
 
@@ -144,7 +144,7 @@ def warnings_at_once(
 class Checked:
     """What the checks have made."""
 
-    benchmarks: Prepared
+    benchmarks: PreparedBenchmarks
     gates: dict[int, GateRatios]
     budget: Budget
     ratio: float

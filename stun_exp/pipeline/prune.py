@@ -13,7 +13,7 @@ from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.allocate import Allocated
 from stun_exp.pipeline.budget import Budget
 from stun_exp.pipeline.context import RunContext, Stage
-from stun_exp.pipeline.input_statistics import settings_of
+from stun_exp.pipeline.input_statistics import gathering_settings
 from stun_exp.pipeline.layer_diagnostics import LayerDiagnostics, Seen
 from stun_exp.pipeline.prune_layer import PrunedLayer, prune_layer_, warnings_of
 from stun_exp.pipeline.weight_stage import WeightStage
@@ -41,7 +41,7 @@ PRUNE = Stage("prune", result=FinishedLayer)
 
 
 @dataclass
-class Prepared:
+class PreparedRun:
     """A run that is ready for the pruning of its weights."""
 
     run: RunContext
@@ -51,7 +51,7 @@ class Prepared:
     ratio: float
     """Share of what the expert stage leaves that the weight stage takes."""
     allocated: Allocated
-    found: "Found"
+    found: "EarlierLayers"
     """What an earlier start of the run has left."""
     recovered: "Recovered | None"
     """What an earlier start has trained."""
@@ -66,7 +66,7 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class EarlierLayers:
     """What lies in a checkpoint's folder just as it was recorded: layers, and their shards by number."""
 
     pruned: dict[int, PrunedLayer] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Found:
     shards: dict[int, Shard] = field(default_factory=dict)
 
 
-def find_layers(run: RunContext, recovered: Mapping[int, Shard] | None) -> Found:
+def find_layers(run: RunContext, recovered: Mapping[int, Shard] | None) -> EarlierLayers:
     """The layers whose shards are in the folder, bit for bit; warns of those that were, and have to be done again.
 
     After a recovery all shards are as it left them, `recovered`.
@@ -92,21 +92,21 @@ def find_layers(run: RunContext, recovered: Mapping[int, Shard] | None) -> Found
         layers = intact
     for record in layers.values():
         run.charge_earlier(PRUNE.name, record.cost)
-    return Found(
+    return EarlierLayers(
         {layer: record.value.pruned for layer, record in layers.items()},
         {layer: record.value.seen for layer, record in layers.items()},
         dict(recovered) if recovered is not None else {layer: one.value.shard for layer, one in layers.items()},
     )
 
 
-def clear_folder(run: RunContext, inputs: "Inputs", found: Found) -> None:
+def clear_folder(run: RunContext, inputs: "Inputs", found: EarlierLayers) -> None:
     """Removes what an earlier start has begun and not finished; OSError if the disk has no room for the rest."""
     kept = {f"{CHECKPOINT}/{shard.name}" for shard in found.shards.values()}
     remove(run.out, run.own_in(CHECKPOINT), keep=kept)
     check_space(inputs.checkpoint, run.out, found.shards)
 
 
-def prune_together(ready: Sequence[Prepared]) -> list[Written]:
+def prune_together(ready: Sequence[PreparedRun]) -> list[Written]:
     """The pruned layers of each run, all in one walk: their weights are read once. Each layer is journaled."""
     with ExitStack() as stack:
         costs = [stack.enter_context(prepared.run.at_work(PRUNE.name)) for prepared in ready]
@@ -125,7 +125,7 @@ def prune_together(ready: Sequence[Prepared]) -> list[Written]:
     ]
 
 
-def _pruning(prepared: Prepared) -> "tuple[Pruning, LayerDiagnostics]":
+def _pruning(prepared: PreparedRun) -> "tuple[Pruning, LayerDiagnostics]":
     """What is to be done for one run in the walk, and what looks at it."""
     run, inputs, found = prepared.run, prepared.inputs, prepared.found
     pruner, stage, plan = run.settings.unstructured_pruner, inputs.stage, prepared.plan
@@ -133,7 +133,7 @@ def _pruning(prepared: Prepared) -> "tuple[Pruning, LayerDiagnostics]":
     one_batch = None
     if pruner.inputs == "dense":
         cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
-        one_batch, walk.dense = 1, DenseInputs(cached, plan, settings_of(pruner, stage.scope, pruner.statistic))
+        one_batch, walk.dense = 1, DenseInputs(cached, plan, gathering_settings(pruner, stage.scope, pruner.statistic))
         if walk.dense.complete:  # the first batch goes along, for the reconstruction error
             walk.take_batches(one_batch)
     diagnostics = LayerDiagnostics(stage.prunable, found.seen, one_batch)
@@ -179,14 +179,14 @@ class Pruning:
             self.writer.restore_(layer)
 
 
-class Pruned(NamedTuple):
+class PrunedLayers(NamedTuple):
     """What became of each layer, and the seconds that it took, those of other prunings left out."""
 
     layers: list[PrunedLayer]
     seconds: float
 
 
-def prune_layers(prunings: Sequence[Pruning]) -> list[Pruned]:
+def prune_layers(prunings: Sequence[Pruning]) -> list[PrunedLayers]:
     """Each pruning's layers; prunings of one checkpoint under one plan go through it together."""
     layers = [dict(pruning.finished) for pruning in prunings]
     seconds = [0.0] * len(prunings)
@@ -207,5 +207,6 @@ def prune_layers(prunings: Sequence[Pruning]) -> list[Pruned]:
             pruning.walk.dense.walked(prunable)
         pruning.writer.finish()
     return [
-        Pruned([pruned[index] for index in sorted(pruned)], own) for pruned, own in zip(layers, seconds, strict=True)
+        PrunedLayers([pruned[index] for index in sorted(pruned)], own)
+        for pruned, own in zip(layers, seconds, strict=True)
     ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.shards import Shard, digests_in, read_tensors, write_shard
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.layers import MoELayer, layers_of
@@ -93,7 +93,7 @@ class PrunedOnDisk:
         return whole.hexdigest()
 
     def load(self) -> tuple[PreTrainedModel, list[MoELayer]]:
-        model = load_pruned(self.path, self.device).float().requires_grad_(True)
+        model = load_checkpoint(self.path, self.device).float().requires_grad_(True)
         return model, layers_of(model, self.source.family)
 
     def teacher(self, layer: int) -> nn.Module:

@@ -11,7 +11,7 @@ from stun_exp.pipeline.evaluate import EvaluatedCheckpoint
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.model_card import command_of, model_card
 from stun_exp.pipeline.provenance import provenance
-from stun_exp.pipeline.prune import Prepared, Written
+from stun_exp.pipeline.prune import PreparedRun, Written
 from stun_exp.pipeline.skip import Threshold, skipping_json
 from stun_exp.pipeline.verify import WrittenCheckpoint
 from stun_exp.state.artifacts import CHECKPOINT, REPORT, SCHEMA
@@ -20,11 +20,9 @@ from stun_exp.state.ownership import remove
 from stun_exp.utils.files import write_file
 from stun_exp.utils.json_files import write_json
 
-Report = dict[str, Any]
-
 
 def report_of(
-    prepared: Prepared,
+    prepared: PreparedRun,
     written: Written,
     on_disk: WrittenCheckpoint,
     recovery: dict[str, Any] | None,
@@ -32,7 +30,7 @@ def report_of(
     thresholds: Mapping[int, Threshold],
     measured: EvaluatedCheckpoint,
     unpruned: EvaluatedCheckpoint | None,
-) -> Report:
+) -> dict[str, Any]:
     """The report of a run that has gone through all its stages."""
     run, inputs = prepared.run, prepared.inputs
     per_layer = [layer.measured for layer in prepared.allocated.layers]
@@ -59,7 +57,7 @@ def report_of(
     }
 
 
-def leave_report(run: RunContext, report: Report, on_disk: WrittenCheckpoint) -> None:
+def leave_report(run: RunContext, report: dict[str, Any], on_disk: WrittenCheckpoint) -> None:
     """Writes the report, with which the run is over; keeps the checkpoint with its card, or removes it."""
     write_json(run.out / "sparsity.json", report["sparsity"])
     if run.keeps_checkpoint:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
+from typing import Any
 
 import yaml
 
@@ -16,9 +17,9 @@ from stun_exp.pipeline.export import EXPORT, export
 from stun_exp.pipeline.open import OPEN, open_inputs
 from stun_exp.pipeline.plan_files import write_plan
 from stun_exp.pipeline.preflight import files_of
-from stun_exp.pipeline.prune import Prepared, Written, clear_folder, find_layers, prune_together
+from stun_exp.pipeline.prune import PreparedRun, Written, clear_folder, find_layers, prune_together
 from stun_exp.pipeline.recover import RECOVER, find_recovered, recover
-from stun_exp.pipeline.report import Report, leave_report, report_of
+from stun_exp.pipeline.report import leave_report, report_of
 from stun_exp.pipeline.skip import SKIP, skip
 from stun_exp.pipeline.verify import VERIFY, verify
 from stun_exp.state.artifacts import CHECKPOINT, REPORT
@@ -30,7 +31,7 @@ from stun_exp.utils.files import write_file
 
 def run(
     specs: Sequence[RunSpec], choices: Mapping[str, str | None] = MappingProxyType({}), sweep: str | None = None
-) -> list[Report]:
+) -> list[dict[str, Any]]:
     """The reports of the runs that were not complete, in whose folders all that they found is left.
 
     Runs of one model at several sparsities have their weights pruned in one walk: a layer is read once.
@@ -49,11 +50,11 @@ def run(
         ready = [prepared for one in runs if (prepared := prepare(one)) is not None]
         reports = [finish(*pruned) for pruned in zip(ready, prune_together(ready), strict=True)]
         for one in runs:
-            track(one, sweep)
+            log_to_tracker(one, sweep)
     return reports
 
 
-def prepare(run: RunContext) -> Prepared | None:
+def prepare(run: RunContext) -> PreparedRun | None:
     """All that is decided before a weight is pruned; None if the run is complete, or a dry run."""
     inputs = run.stage(OPEN, open_inputs)
     if inputs is None:
@@ -71,10 +72,10 @@ def prepare(run: RunContext) -> Prepared | None:
     ratio = weights_ratio(budget, pruner)
     allocated = run.stage(ALLOCATE, allocate, inputs, plan, budget, ratio)
     check_allocation(run, inputs, plan, budget, allocated)
-    return Prepared(run, inputs, plan, budget, ratio, allocated, found, recovered)
+    return PreparedRun(run, inputs, plan, budget, ratio, allocated, found, recovered)
 
 
-def finish(prepared: Prepared, written: Written) -> Report:
+def finish(prepared: PreparedRun, written: Written) -> dict[str, Any]:
     """What follows the pruning of weights, up to the report."""
     run, inputs, plan = prepared.run, prepared.inputs, prepared.plan
     recovery = run.stage(RECOVER, recover, inputs, plan, written.writer, prepared.recovered)
@@ -98,7 +99,7 @@ def begin(run: RunContext, names: Sequence[str]) -> None:
     write_file(run.out / "config.yaml", [yaml.safe_dump(run.spec.config, sort_keys=False).encode()])
 
 
-def track(run: RunContext, sweep: str | None) -> None:
+def log_to_tracker(run: RunContext, sweep: str | None) -> None:
     """Logs the finished run, which may have been finished earlier and not logged, to the run's tracker."""
     if not run.settings.dry_run:
         with harmless(run.out):

@@ -12,7 +12,7 @@ from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.checkpoint.census import Census
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.moe.plan import LayerPlan, Plan
-from stun_exp.pipeline.budget import TOLERANCE, Budget, Scope, kinds_in_scope
+from stun_exp.pipeline.budget import BUDGET_TOLERANCE, Budget, Scope, kinds_in_scope
 from stun_exp.pipeline.weight_stage import WeightStage
 
 WORTH_SAYING = 0.0005
@@ -28,7 +28,7 @@ class LayerZeros:
     """Of each expert, and of what belongs to none, in the matrices that the weight stage may prune."""
 
 
-def zeros_of(checkpoint: Checkpoint, census: Census, stage: WeightStage) -> list[LayerZeros]:
+def layer_zeros(checkpoint: Checkpoint, census: Census, stage: WeightStage) -> list[LayerZeros]:
     """The zeros of each layer, as far as the scope goes."""
     return [
         _of_layer(checkpoint, index, found.matrices, found.others, stage) for index, found in enumerate(census.layers)
@@ -88,7 +88,7 @@ def _left(layer: LayerZeros, plan: LayerPlan | None) -> int:
 
 def _check(budget: Budget, zeros: float, share: float, how: str) -> None:
     least = (budget.removed + zeros) / budget.in_scope
-    if least > budget.sparsity + TOLERANCE:
+    if least > budget.sparsity + BUDGET_TOLERANCE:
         raise ValueError(
             f"sparsity={budget.sparsity}: {share:.4f} of the weights in scope are zero in the source already, and "
             f"with the experts that go the total is {how}at least {least:.4f}; pass sparsity={least + 0.0001:.4f} or "

@@ -13,7 +13,7 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.config.settings import Settings
 from stun_exp.moe.layers import MoELayer
-from stun_exp.pipeline.budget import TOLERANCE, Budget, kinds_in_scope
+from stun_exp.pipeline.budget import BUDGET_TOLERANCE, Budget, kinds_in_scope
 from stun_exp.pipeline.context import RunContext, Stage
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.prune import Written
@@ -108,7 +108,7 @@ def off_target(settings: Settings, achieved: float, weights_ratio: float, source
     pruner, target = settings.unstructured_pruner, settings.sparsity
     assert not isinstance(target, tuple), "each sparsity is a run of its own"
     requested = f"sparsity={target}"
-    if abs(achieved - target) <= TOLERANCE:
+    if abs(achieved - target) <= BUDGET_TOLERANCE:
         return []
     if not pruner.prunes:
         return [

@@ -1,7 +1,6 @@
 """Whether a run's folder holds a finished run, of these settings, and all that it left."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from stun_exp.state.artifacts import CHECKPOINT, JOURNAL, REPORT, SCHEMA
+from stun_exp.state.identity import Digest
 from stun_exp.state.journal import read_records
-
-Digest = Callable[[Path], str]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from stun_exp.config.component import Component
 from stun_exp.utils.files import write_file
 from stun_exp.utils.json_files import read_regular, with_numbers
 
-MARK = "wandb.json"
+WANDB_MARK = "wandb.json"
 """In a folder that was logged: the id of its W&B run, what that is a run of, and which content it has."""
 OLD_MODES = {"dryrun": "offline", "run": "online"}
 """What WANDB_MODE may say too, and means."""
 NAME_BYTES = 128
 """W&B refuses longer names."""
-ARTIFACTS = ("report.json", "plan.json", "config.yaml", "samples.jsonl", "baseline_samples.jsonl")
+LOGGED_FILES = ("report.json", "plan.json", "config.yaml", "samples.jsonl", "baseline_samples.jsonl")
 
 
 class WandB(Component):
@@ -71,7 +71,7 @@ class WandB(Component):
         """
         if self.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled":
             return
-        file, of = folder / MARK, {"project": self.project, "identity": identity}
+        file, of = folder / WANDB_MARK, {"project": self.project, "identity": identity}
         mark = json.loads(read_regular(file)) if file.exists() else {"of": None}
         if file.is_symlink() or not isinstance(mark, dict) or "of" not in mark:
             raise ValueError(f"{file}: no tracker has written it, and this one has to write there; move it away")
@@ -133,7 +133,7 @@ def _write_run(run: Any, report: Mapping[str, Any], out: Path) -> None:
         "skipped": skipping.get("per_layer", []),
     }
     run.log(_scalars(scalars) | metrics | {name: _table(rows) for name, rows in tables.items() if rows})
-    _add_files(run, [out / name for name in ARTIFACTS if (out / name).exists()], out)
+    _add_files(run, [out / name for name in LOGGED_FILES if (out / name).exists()], out)
 
 
 def _write_report(run: Any, report: Path) -> None:

@@ -106,7 +106,7 @@ def digest_of(file: Path) -> str | None:
         return file_digest(handle, "sha256").hexdigest()
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError that names the file if there is none."""
     try:
         content: Any = from_json(file.read_bytes())  # twice as fast as json

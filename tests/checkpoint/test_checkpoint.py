@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.shards import INDEX
 from stun_exp.checkpoint.writer import CheckpointWriter
 
@@ -139,7 +139,7 @@ def test_equal_counts_load_through_stock_transformers(
     stock = AutoModelForCausalLM.from_pretrained(written.path)
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
     torch.testing.assert_close(logits(stock, tokens_BT), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(logits(load_pruned(written.path, CPU), tokens_BT), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_checkpoint(written.path, CPU), tokens_BT), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unequal_counts_load_through_load_pruned(
@@ -149,7 +149,7 @@ def test_unequal_counts_load_through_load_pruned(
     written = write_regrouped(checkpoint, groups)
     expected = logits(in_memory(checkpoint, groups), tokens_BT)
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
-    torch.testing.assert_close(logits(load_pruned(written.path, CPU), tokens_BT), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_checkpoint(written.path, CPU), tokens_BT), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unequal_counts_are_refused_by_stock_transformers(checkpoint: Checkpoint, write_regrouped: Write) -> None:
@@ -205,7 +205,7 @@ def test_dtype_is_kept(mixtral: Checkpoint, tiny_model: Callable[[str], Path], t
         writer.write_layer(source.read_layer(index))
     writer.finish()
     assert {tensor.dtype for tensor in tensors(writer.path).values()} == {torch.bfloat16}
-    assert load_pruned(writer.path, CPU).dtype == torch.bfloat16
+    assert load_checkpoint(writer.path, CPU).dtype == torch.bfloat16
 
 
 def test_config_has_the_new_count_and_keeps_the_rest(checkpoint: Checkpoint, write_regrouped: Write) -> None:
@@ -247,7 +247,7 @@ def test_router_logits_are_switched_off(mixtral_copy: Path, write_regrouped: Wri
     set_config(mixtral_copy, output_router_logits=True)
     written = write_regrouped(Checkpoint(mixtral_copy, None), {1: THREE})
     assert json.loads((written.path / "config.json").read_text())["output_router_logits"] is False
-    assert bool(logits(load_pruned(written.path, CPU), tokens_BT).isfinite().all())
+    assert bool(logits(load_checkpoint(written.path, CPU), tokens_BT).isfinite().all())
 
 
 def test_index_names_every_tensor_and_its_size(mixtral: Checkpoint, write_regrouped: Write) -> None:
@@ -271,7 +271,7 @@ def test_tied_embeddings_stay_tied(mixtral_copy: Path, write_regrouped: Write, t
     set_config(mixtral_copy, tie_word_embeddings=True)
     written = write_regrouped(Checkpoint(mixtral_copy, None), {1: THREE})
     assert "lm_head.weight" not in tensors(written.path)
-    model = load_pruned(written.path, CPU)
+    model = load_checkpoint(written.path, CPU)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert bool(logits(model, tokens_BT).isfinite().all())
 

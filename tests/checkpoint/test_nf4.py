@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import stun_exp.checkpoint.nf4
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.nf4 import PartMemory, as_quantized, check_memory, memory, quantize_
 from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.layers import MoELayer, layers_of
@@ -100,7 +100,7 @@ def test_a_quantised_model_gives_the_logits_of_its_rounded_weights(
 ) -> None:
     """For every layer and part of it at once: what calibration sees is what evaluation runs."""
     folder = tiny_model(name)
-    model, quantised = load_pruned(folder, CPU), load_pruned(folder, CPU)
+    model, quantised = load_checkpoint(folder, CPU), load_checkpoint(folder, CPU)
     full = logits(model, tokens_BT)
     with ExitStack() as stack:
         for layer in layers_of(model, FAMILIES[name]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.nf4 import memory
 from stun_exp.checkpoint.placement import FOR_WEIGHTS, find_places, free_memory, place_of
 from stun_exp.moe.families import FAMILIES
@@ -68,8 +68,8 @@ def empty_layers(model: PreTrainedModel, checkpoint: Checkpoint) -> list[bool]:
 def test_layers_in_host_memory_give_the_same_logits(name: str, tiny_model: Callable[[str], Path]) -> None:
     """Of every family: a layer that uses a part's weight without calling the part would meet an empty one."""
     checkpoint = Checkpoint(tiny_model(name), None)
-    whole = load_pruned(checkpoint.path, CPU)
-    parted = load_pruned(checkpoint.path, CPU, places=spread(checkpoint))
+    whole = load_checkpoint(checkpoint.path, CPU)
+    parted = load_checkpoint(checkpoint.path, CPU, places=spread(checkpoint))
     assert empty_layers(parted, checkpoint) == [False] + [True] * (checkpoint.num_layers - 1)
     for _ in range(2):  # once more after the layers were emptied again
         # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
@@ -81,8 +81,8 @@ def test_layers_in_host_memory_give_the_same_logits(name: str, tiny_model: Calla
 def test_so_do_layers_in_4_bits_and_text_is_generated(name: str, tiny_model: Callable[[str], Path]) -> None:
     """Guards against scales, which are buffers, that stay behind; `memory` counts the layers that are empty too."""
     checkpoint = Checkpoint(tiny_model(name), None)
-    whole = load_pruned(checkpoint.path, CPU, nf4=True)
-    parted = load_pruned(checkpoint.path, CPU, nf4=True, places=spread(checkpoint))
+    whole = load_checkpoint(checkpoint.path, CPU, nf4=True)
+    parted = load_checkpoint(checkpoint.path, CPU, nf4=True, places=spread(checkpoint))
     scales = [name for name, buffer in parted.named_buffers() if "absmax" in name and buffer.is_meta]
     assert scales
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
@@ -94,9 +94,9 @@ def test_so_do_layers_in_4_bits_and_text_is_generated(name: str, tiny_model: Cal
 
 def test_layers_are_pruned_ones_of_different_sizes(mixtral: Checkpoint, write_regrouped: Callable[..., Any]) -> None:
     written = write_regrouped(mixtral, {0: [[0], [1], [2]], 2: [[e] for e in range(5)]})
-    parted = load_pruned(written.path, CPU, places=spread(written))
+    parted = load_checkpoint(written.path, CPU, places=spread(written))
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
-    torch.testing.assert_close(logits(parted), logits(load_pruned(written.path, CPU)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(parted), logits(load_checkpoint(written.path, CPU)), rtol=1e-5, atol=1e-5)
 
 
 def sizes(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import assemble, load_pruned
-from stun_exp.evaluation.benchmarks import LMEval, NoEvaluation, Prepared
-from stun_exp.evaluation.records import BUNDLED, Benchmark, EvalResult
+from stun_exp.checkpoint.load import assemble, load_checkpoint
+from stun_exp.evaluation.benchmarks import LMEval, NoEvaluation, PreparedBenchmarks
+from stun_exp.evaluation.records import BUNDLED_TASKS, Benchmark, EvalResult
 from stun_exp.pipeline.backend import check_backend
 from stun_exp.pipeline.evaluate import EvaluatedCheckpoint, evaluate
 from stun_exp.state.cache import CacheFolder, NoCache, Store
@@ -31,7 +31,7 @@ def toy() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
 
 
-def one(task: str, shots: int, metric: str, include: str | None = BUNDLED, **how: Any) -> LMEval:
+def one(task: str, shots: int, metric: str, include: str | None = BUNDLED_TASKS, **how: Any) -> LMEval:
     benchmark = Benchmark(task=task, include=include, num_fewshot=shots, metric=metric)
     how = {"backend": "hf", "device_map": "none", "baseline": False} | how
     return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4, **how)
@@ -106,7 +106,7 @@ START = 56
 def translator(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> tuple[PreTrainedModel, Any]:
     """A tiny encoder-decoder and its tokenizer: w0 ... w63 are the ids 0 ... 63, 0 ends and pads, START begins."""
     path = tiny_model(request.param)
-    model = load_pruned(path, CPU)
+    model = load_checkpoint(path, CPU)
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = START
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.add_special_tokens({"cls_token": f"w{START}"})  # so that it is no part of what is said
@@ -342,13 +342,13 @@ def test_what_vllm_cannot_run_is_refused_by_name(
 ) -> None:
     source = Checkpoint(tiny_model(family), None)
     with pytest.raises(ValueError, match=f"eval.backend=vllm: .*{why}.*eval.backend=hf"):
-        check_backend(Prepared((), backend="vllm"), source, nf4, skips, counts)
-    check_backend(Prepared(()), source, nf4, skips, counts)
+        check_backend(PreparedBenchmarks((), backend="vllm"), source, nf4, skips, counts)
+    check_backend(PreparedBenchmarks(()), source, nf4, skips, counts)
 
 
 def test_what_vllm_can_run_passes(mixtral: Checkpoint) -> None:
     for counts in ((), (4, 4, 4)):
-        check_backend(Prepared((), backend="vllm"), mixtral, nf4=False, skips=False, counts=counts)
+        check_backend(PreparedBenchmarks((), backend="vllm"), mixtral, nf4=False, skips=False, counts=counts)
 
 
 @pytest.mark.slow
@@ -356,7 +356,7 @@ def test_the_bundled_model_knows_its_world(toy: PreTrainedModel) -> None:
     """What pruning can lose must be there first: 85 % of the maths, 80 % of each choice task, over 200 items each."""
     evaluation = LMEval(
         benchmarks={
-            task: Benchmark(task=task, include=BUNDLED, num_fewshot=shots, metric=metric)
+            task: Benchmark(task=task, include=BUNDLED_TASKS, num_fewshot=shots, metric=metric)
             for task, shots, metric in (
                 ("toy_gsm8k", 5, "exact_match,strict-match"),
                 ("toy_arc", 0, "acc,none"),

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stun_exp.evaluation.benchmarks import LMEval
-from stun_exp.evaluation.records import BUNDLED, Benchmark
+from stun_exp.evaluation.records import BUNDLED_TASKS, Benchmark
 from stun_exp.toy import WEIGHTS
 
 
@@ -15,7 +15,7 @@ def test_nothing_is_said_of_git_where_there_is_no_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """lm-eval asks git for a commit with every benchmark, and lets it complain."""
-    benchmark = Benchmark(task="toy_arc", include=BUNDLED, num_fewshot=0, metric="acc,none")
+    benchmark = Benchmark(task="toy_arc", include=BUNDLED_TASKS, num_fewshot=0, metric="acc,none")
     settings = LMEval(
         benchmarks={"arc": benchmark}, limit=1, batch_size=1, backend="hf", device_map="none", baseline=False
     )

@@ -15,7 +15,7 @@ from transformers.integrations.heterogeneity.configuration_utils import Ambiguou
 import stun_exp
 from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.export.generated import write_code
 from stun_exp.export.hf_unequal import HfUnequalExport
 from stun_exp.export.proof import prove
@@ -66,10 +66,10 @@ def test_what_cannot_be_is_refused_from_the_config_alone(name: str, tiny_model: 
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_the_code_builds_each_layer_as_it_is(name: str, make_pruned: Make, tokens_BT: Tensor) -> None:
-    """The written model by its own code, and by load_pruned without it; it generates with a cache, too."""
+    """The written model by its own code, and by load_checkpoint without it; it generates with a cache, too."""
     pruned = make_pruned(name, {2: FOUR})
     HfUnequalExport().check(pruned.source, 0.25, True)
-    expected = logits(load_pruned(pruned.folder, CPU), tokens_BT)
+    expected = logits(load_checkpoint(pruned.folder, CPU), tokens_BT)
     write_code(Architecture(pruned.folder))
     model = remote(pruned.folder)
     assert (logits(model, tokens_BT) - expected).abs().max() < 1e-5
@@ -83,7 +83,7 @@ def test_the_code_builds_each_layer_as_it_is(name: str, make_pruned: Make, token
 def test_in_16_bits_it_is_the_same_model(name: str, make_pruned: Make, tokens_BT: Tensor) -> None:
     """GLM keeps the bias of its choice in 32 bits, in the layers that are built anew as well."""
     pruned = last_layer_cut(make_pruned, name, torch.bfloat16)
-    ours, theirs = load_pruned(pruned.folder, CPU), remote(pruned.folder)
+    ours, theirs = load_checkpoint(pruned.folder, CPU), remote(pruned.folder)
     assert {n: t.dtype for n, t in ours.state_dict().items()} == {n: t.dtype for n, t in theirs.state_dict().items()}
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
     torch.testing.assert_close(logits(theirs, tokens_BT), logits(ours, tokens_BT), rtol=2e-2, atol=2e-2)

@@ -57,19 +57,19 @@ def test_logits_may_differ_by_a_share_of_the_largest() -> None:
     """The largest is 50: 1e-4 of it are 0.005 in 32 bits, and 1e-2 are 0.5 in 16."""
     ours = torch.tensor([[[50.0, 1.0]]])
     near, far = ours + 0.004, ours + 0.006
-    found = proof.compare(ours, near, torch.float32, "DIR")
+    found = proof.compare_logits(ours, near, torch.float32, "DIR")
     assert found["tolerance"] == pytest.approx(0.005)
     assert found["max_logit_difference"] == pytest.approx(0.004, rel=1e-3)
     with pytest.raises(ValueError, match=r"DIR, is not the pruned model in memory: .* 0.006 apart, and 0.005"):
-        proof.compare(ours, far, torch.float32, "DIR")
-    assert proof.compare(ours, far, torch.bfloat16, "DIR")["tolerance"] == pytest.approx(0.5)
+        proof.compare_logits(ours, far, torch.float32, "DIR")
+    assert proof.compare_logits(ours, far, torch.bfloat16, "DIR")["tolerance"] == pytest.approx(0.5)
 
 
 def test_not_a_number_is_no_agreement() -> None:
     """NaN is not above the tolerance either, and two broken models would pass."""
     broken = torch.tensor([[[float("nan"), 1.0]]])
     with pytest.raises(ValueError, match="is not the pruned model"):
-        proof.compare(broken, broken, torch.float32, "DIR")
+        proof.compare_logits(broken, broken, torch.float32, "DIR")
 
 
 def test_the_batch_is_always_the_same_and_within_the_vocabulary(batch: dict[str, list[list[int]]]) -> None:

@@ -13,7 +13,7 @@ from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.config.build import build
 from stun_exp.config.settings import specs_of
 from stun_exp.inspection.needs import needs_of, stages_of
-from stun_exp.inspection.sizes import inspect
+from stun_exp.inspection.sizes import inspect_architecture
 from stun_exp.pipeline.run import run
 
 Published = Callable[..., Path]
@@ -22,7 +22,7 @@ Published = Callable[..., Path]
 def test_mixtral_on_c4_by_hand(published: Published, settings: Callable[..., Any]) -> None:
     """128 sequences of 2,048 tokens; STUN looks at routers alone, OWL runs the model once and Wanda twice."""
     asked = settings(published(), "calibration=c4")
-    found = inspect(asked.model.architecture())
+    found = inspect_architecture(asked.model.architecture())
     needs = needs_of(found, asked)
     layer = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 8 * 3 * 4096 * 14336 + 8 * 4096 + 2 * 4096)
     assert needs.num_tokens == 128 * 2048
@@ -49,7 +49,7 @@ def test_the_settings_of_the_same_command_line_count(published: Published, setti
 
     def needs(*overrides: str) -> Any:
         asked = settings(folder, "calibration=c4", *overrides)
-        return needs_of(inspect(asked.model.architecture()), asked)
+        return needs_of(inspect_architecture(asked.model.architecture()), asked)
 
     plain = needs()
     assert needs("calibration.num_sequences=64").hidden_bytes == plain.hidden_bytes / 2
@@ -66,7 +66,7 @@ def test_a_large_vocabulary_may_need_more_than_two_layers(
     tiny_model: Callable[[str], Path], settings: Callable[..., Any]
 ) -> None:
     asked = settings(tiny_model("mixtral"))
-    found = inspect(asked.model.architecture())
+    found = inspect_architecture(asked.model.architecture())
     embeddings = 2 * 64 * 16 + 16
     assert found.outside == embeddings
     assert needs_of(found, asked).layer_bytes == 2 * found.largest.all.parameters * 4 > embeddings * 4
@@ -104,7 +104,7 @@ def test_a_run_makes_the_passes_that_were_foretold(
     base = ["calibration=local", *calibration, "eval=none", "sparsity=0.5", "cache=none"]
     cfg = composed(tiny_model("mixtral"), *base, *RUNS[what])
     asked, config = build(cfg), OmegaConf.to_container(cfg, resolve=True)
-    foretold = stages_of(inspect(Architecture(tiny_model("mixtral"))), asked)
+    foretold = stages_of(inspect_architecture(Architecture(tiny_model("mixtral"))), asked)
     out = tmp_path / "run"
     out.mkdir()
     assert isinstance(config, dict)

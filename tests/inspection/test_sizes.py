@@ -11,7 +11,7 @@ from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.model import Model
 from stun_exp.checkpoint.shards import INDEX
-from stun_exp.inspection.sizes import Inspection, inspect, read_index
+from stun_exp.inspection.sizes import Inspection, inspect_architecture, read_index
 from stun_exp.moe.families import FAMILIES
 from stun_exp.pipeline.budget import Scope, budget_of
 
@@ -19,13 +19,13 @@ Published = Callable[..., Path]
 
 
 def look(path: Path) -> Inspection:
-    return inspect(Architecture(path))
+    return inspect_architecture(Architecture(path))
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_sizes_are_those_that_a_run_counts(checkpoint: Checkpoint) -> None:
     """On every family: totals in each scope, and what goes with the experts."""
-    found = inspect(checkpoint)
+    found = inspect_architecture(checkpoint)
     for scope in get_args(Scope):
         budget = budget_of(checkpoint, {}, 0.0, scope, attention=True)
         assert found.in_scope(scope) == budget.in_scope
@@ -172,7 +172,7 @@ def test_of_a_hub_repository_only_json_is_fetched(published: Published, monkeypa
         expert_ratio=0.1,
         dimensions=None,
     )
-    assert inspect(model.architecture()).whole.parameters == 46_702_792_704
+    assert inspect_architecture(model.architecture()).whole.parameters == 46_702_792_704
     assert [(call["repository"], call["revision"], call["allow_patterns"]) for call in asked] == [
         ("owner/name", "abc", ["*.json"])
     ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.moe.distill import distil_experts, expert_mse
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.observe import Statistic, observe
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def loaded(path: Path) -> tuple[PreTrainedModel, list[MoELayer]]:
     """A model with gradients, and its layers."""
     checkpoint = Checkpoint(path, None)
-    model = load_pruned(path, CPU).requires_grad_(True)
+    model = load_checkpoint(path, CPU).requires_grad_(True)
     return model, layers_of(model, checkpoint.family)
 
 

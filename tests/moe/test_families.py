@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.inputs import InputStatistics
@@ -109,7 +109,7 @@ def test_layers_with_and_without_experts_are_told_apart(name: str, source: Check
 def test_the_model_is_the_stock_model(name: str, source: Checkpoint) -> None:
     """Read layer by layer, experts fused by us where transformers does not; its NLLB-MoE routes wrongly (see there)."""
     if name != "nllb-moe":
-        difference = logits(load_pruned(source.path, CPU), source) - logits(stock(source.path, source), source)
+        difference = logits(load_checkpoint(source.path, CPU), source) - logits(stock(source.path, source), source)
         assert difference.abs().max() < 1e-5
 
 
@@ -171,7 +171,7 @@ class _Contributions(Statistic):
 def test_observed_is_eager_and_every_input_is_seen(name: str, source: Checkpoint) -> None:
     """Streamed and observed, a layer gives what it gives in the whole model, and each matrix's inputs were shown."""
     seen: dict[str, Tensor] = {}
-    model = load_pruned(source.path, CPU)
+    model = load_checkpoint(source.path, CPU)
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
@@ -266,7 +266,7 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
     )
     stage = WeightStage(pruner, "decoder")
     writer = CheckpointWriter(source, tmp_path / "written")
-    model = load_pruned(source.path, CPU)
+    model = load_checkpoint(source.path, CPU)
     stream = walk(source)
     stream.edit = lambda layer: layer.regroup([[e] for e in KEPT]) if layer.index in cut else None
     for step in stream:
@@ -284,7 +284,7 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
     assert all(count.zeros == count.weights / 2 for count in counts)
     expected = logits(model, source)
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
-    torch.testing.assert_close(logits(load_pruned(written.path, CPU), source), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_checkpoint(written.path, CPU), source), expected, rtol=1e-5, atol=1e-5)
     if equal and name != "nllb-moe":
         assert (logits(stock(written.path, source), source) - expected).abs().max() < 1e-5
         assert written.experts_per_layer is None

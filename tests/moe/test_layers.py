@@ -11,7 +11,7 @@ from transformers import DeepseekV3Config, PreTrainedModel
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import LayerPlan
@@ -207,14 +207,14 @@ def test_pruned_equals_router_masked(checkpoint: Checkpoint, write_regrouped: Wr
     kept = {0: [0, 2, 3, 5], 1: [1, 2, 4], 2: [0, 1, 2, 5]}
     kept = {index: experts for index, experts in kept.items() if checkpoint.outline(index).is_moe}
     pruned = write_regrouped(checkpoint, {index: [[e] for e in experts] for index, experts in kept.items()})
-    whole = load_pruned(checkpoint.path, CPU)
-    assert not torch.allclose(logits(whole, tokens_BT), logits(load_pruned(pruned.path, CPU), tokens_BT), atol=1e-3)
+    whole = load_checkpoint(checkpoint.path, CPU)
+    assert not torch.allclose(logits(whole, tokens_BT), logits(load_checkpoint(pruned.path, CPU), tokens_BT), atol=1e-3)
     renormalise = getattr(checkpoint.config, "norm_topk_prob", True)  # Mixtral always does
     for index, experts in kept.items():
         layer = layers_of(whole, checkpoint.family)[index]
         mask_router(layer.router, experts, renormalise)
     torch.testing.assert_close(
-        logits(load_pruned(pruned.path, CPU), tokens_BT), logits(whole, tokens_BT), rtol=1e-4, atol=1e-4
+        logits(load_checkpoint(pruned.path, CPU), tokens_BT), logits(whole, tokens_BT), rtol=1e-4, atol=1e-4
     )
 
 
@@ -224,8 +224,8 @@ def test_the_order_of_experts_does_not_matter(
     last = checkpoint.num_layers - 1
     permuted = write_regrouped(checkpoint, {last: [[3], [5], [0], [1], [4], [2]]})
     torch.testing.assert_close(
-        logits(load_pruned(permuted.path, CPU), tokens_BT),
-        logits(load_pruned(checkpoint.path, CPU), tokens_BT),
+        logits(load_checkpoint(permuted.path, CPU), tokens_BT),
+        logits(load_checkpoint(checkpoint.path, CPU), tokens_BT),
         rtol=1e-4,
         atol=1e-4,
     )

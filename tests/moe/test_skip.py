@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.skip import GateRatios, kept_TK, skip_experts, tail_to_head_TI
 
@@ -89,7 +89,7 @@ def test_the_share_skipped_counts_every_expert_that_goes() -> None:
 @pytest.mark.parametrize("renormalises", [True, False])
 def test_experts_equal_a_loop_over_tokens(checkpoint: Checkpoint, implementation: str, renormalises: bool) -> None:
     """With four experts a token, gates in any order, and whichever of transformers' own functions runs them."""
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
     model.config._experts_implementation = implementation
     layer = last_layer(model, checkpoint)
     layer.router.norm_topk_prob = renormalises
@@ -121,7 +121,7 @@ def test_experts_equal_a_loop_over_tokens(checkpoint: Checkpoint, implementation
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 def test_a_skipped_expert_is_not_run(mixtral: Checkpoint, implementation: str) -> None:
     """An expert of nothing but NaN spoils whatever it is run on, even with a weight of zero."""
-    model = load_pruned(mixtral.path, CPU)
+    model = load_checkpoint(mixtral.path, CPU)
     model.config._experts_implementation = implementation
     experts = last_layer(model, mixtral).experts
     experts.gate_up_proj.data[5] = experts.down_proj.data[5] = torch.nan
@@ -133,7 +133,7 @@ def test_a_skipped_expert_is_not_run(mixtral: Checkpoint, implementation: str) -
 
 
 def test_at_beta_0_nothing_is_skipped_and_nothing_changes(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
     plain = logits(model, tokens_BT)
     with skip_experts(model, checkpoint.family, betas(checkpoint, 0.0)) as skips:
         # It runs experts by another function, which may add up in another order.
@@ -143,7 +143,7 @@ def test_at_beta_0_nothing_is_skipped_and_nothing_changes(checkpoint: Checkpoint
 
 def top_1(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model whose routers choose one expert a token."""
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
     for index in betas(checkpoint, 0.0):
         layers_of(model, checkpoint.family)[index].router.top_k = 1
     return model
@@ -151,7 +151,7 @@ def top_1(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def test_at_a_huge_beta_a_top_2_model_is_top_1(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
     """In families that renormalise the one that is left has gate 1, in the others its own share of all experts."""
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
     with skip_experts(model, checkpoint.family, betas(checkpoint, 1e9)) as skips:
         skipped = logits(model, tokens_BT)
     torch.testing.assert_close(skipped, logits(top_1(checkpoint), tokens_BT))
@@ -166,7 +166,7 @@ def test_layers_of_unequal_size_skip_too(
 ) -> None:
     """A slot that is left out is numbered beyond the layer's own experts, not beyond those of the first layer."""
     written = write_regrouped(checkpoint, {1: [[0], [1], [2], [3]], 2: [[0], [2, 4], [5]]})
-    model = load_pruned(written.path, CPU)
+    model = load_checkpoint(written.path, CPU)
     with skip_experts(model, written.family, betas(written, 1e9)):
         skipped = logits(model, tokens_BT)
     torch.testing.assert_close(skipped, logits(top_1(written), tokens_BT))
@@ -174,7 +174,7 @@ def test_layers_of_unequal_size_skip_too(
 
 def test_only_the_layers_named_skip(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
     """The layers of a loaded model share one config, through which all of them are told how to run."""
-    model = load_pruned(mixtral.path, CPU)
+    model = load_checkpoint(mixtral.path, CPU)
     with skip_experts(model, mixtral.family, {0: 1e9, 1: 0.0, 2: 0.0}):
         all_named = logits(model, tokens_BT)
     with skip_experts(model, mixtral.family, {0: 1e9}) as skips:
@@ -186,7 +186,7 @@ def test_only_the_layers_named_skip(mixtral: Checkpoint, tokens_BT: Tensor) -> N
 def test_nothing_is_left_behind_even_after_an_error(
     tiny_model: Callable[[str], Path], tokens_BT: Tensor, mixtral: Checkpoint
 ) -> None:
-    model = load_pruned(tiny_model("mixtral"), CPU)
+    model = load_checkpoint(tiny_model("mixtral"), CPU)
     plain, implementation = logits(model, tokens_BT), model.config._experts_implementation
     with pytest.raises(RuntimeError, match="stop"), skip_experts(model, mixtral.family, betas(mixtral, 1e9)):
         raise RuntimeError("stop")
@@ -202,6 +202,6 @@ def test_nothing_is_left_behind_even_after_an_error(
 
 
 def test_a_layer_that_was_not_run_has_no_share(mixtral: Checkpoint) -> None:
-    with skip_experts(load_pruned(mixtral.path, CPU), mixtral.family, {1: 0.5}) as skips:
+    with skip_experts(load_checkpoint(mixtral.path, CPU), mixtral.family, {1: 0.5}) as skips:
         pass
     assert skips[1].so_far().share() is None

@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 
 Runner = Callable[..., dict[str, Any]]
 
@@ -31,7 +31,7 @@ def test_the_asked_sparsity_is_on_disk(runner: Runner, family: str, scope: str, 
 
     def weights(checkpoint: Checkpoint) -> list[torch.Tensor]:
         if scope == "model":
-            return list(load_pruned(checkpoint.path, torch.device("cpu")).parameters())
+            return list(load_checkpoint(checkpoint.path, torch.device("cpu")).parameters())
         layers = [checkpoint.read_layer(index) for index in range(checkpoint.num_layers)]
         kinds = {"expert"} if scope == "experts" else {"expert", "attention", "mlp"}
         return [matrix.weight_OC for layer in layers for matrix in layer.matrices() if matrix.kind in kinds]
@@ -121,7 +121,7 @@ def test_equal_layers_load_in_stock_transformers(runner: Runner, tmp_path: Path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint")
     ids = torch.arange(20)[None]
     with torch.inference_mode():
-        ours = load_pruned(tmp_path / "run/checkpoint", torch.device("cpu"))(ids).logits
+        ours = load_checkpoint(tmp_path / "run/checkpoint", torch.device("cpu"))(ids).logits
         # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
         torch.testing.assert_close(stock(ids).logits, ours, rtol=1e-5, atol=1e-5)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.recovery.expert_distillation import ExpertDistillation
 from stun_exp.recovery.training import batch_BT
 
@@ -23,7 +23,7 @@ Prune = Callable[..., Any]
 def text_loss(path: Path, tokens_BT: Tensor) -> float:
     """transformers' own loss of a written model."""
     with torch.inference_mode():
-        return float(load_pruned(path, torch.device("cpu"))(tokens_BT, labels=tokens_BT).loss)
+        return float(load_checkpoint(path, torch.device("cpu"))(tokens_BT, labels=tokens_BT).loss)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -90,7 +90,7 @@ def test_the_first_step_by_hand(mixtral: Checkpoint, prune: Prune, distillation:
     """AdamW's first step is the learning rate along the sign of the gradient; of the second none is left here."""
     pruned = prune(mixtral)
     ids_BT = batch_BT(pruned.sequences_NT, 12, 0, pruned.seed)
-    model = load_pruned(pruned.path, torch.device("cpu")).requires_grad_(True)
+    model = load_checkpoint(pruned.path, torch.device("cpu")).requires_grad_(True)
     torch.autograd.backward(model(ids_BT, labels=ids_BT).loss)
     weight = model.lm_head.weight
     expected = weight - 1e-3 * weight.grad.sign()

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.moe.layers import layers_of
 from stun_exp.streaming.walk import Walk
 
@@ -72,7 +72,7 @@ def test_streamed_equals_whole_in_both_stacks(
 ) -> None:
     """Batches differ in size and length, so one that took another's mask, position bias or source would show."""
     checkpoint = Checkpoint(tiny_model(family), None)
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
     whole = [
         layer_inputs(checkpoint, model, lambda pair=pair: logits(model, *pair))
         for pair in zip(sources_BT, targets_BT, strict=True)
@@ -94,7 +94,7 @@ def test_the_decoder_is_calibrated_behind_the_pruned_encoder(
     The decoder's first layer is given the same embeddings whatever the encoder does; what it gives on tells.
     """
     checkpoint = Checkpoint(tiny_model(family), None)
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
 
     def whole() -> Tensor:
         return layer_inputs(checkpoint, model, lambda: logits(model, sources_BT[0], targets_BT[0]))[3]
@@ -159,7 +159,7 @@ def test_the_written_checkpoint_is_the_plan_and_the_masks(
 ) -> None:
     """The source with the planned experts removed and the written zeros applied gives the reloaded model's logits."""
     report = runner(family, "expert_pruner=reap", "expert_pruner.ratio=0.34", "sparsity=0.5")
-    by_hand = load_pruned(Path(report["model"]["source"]), CPU)
+    by_hand = load_checkpoint(Path(report["model"]["source"]), CPU)
     written = Checkpoint(tmp_path / "run/checkpoint", None)
     plan = {layer["layer"]: layer["groups"] for layer in json.loads((tmp_path / "run/plan.json").read_text())["layers"]}
     for layer in layers_of(by_hand, written.family):
@@ -167,7 +167,7 @@ def test_the_written_checkpoint_is_the_plan_and_the_masks(
             layer.regroup(plan[layer.index])
         for matrix, kept in zip(layer.matrices(), written.read_layer(layer.index).matrices(), strict=True):
             matrix.weight_OC.mul_(kept.weight_OC != 0)
-    reloaded = load_pruned(written.path, CPU)
+    reloaded = load_checkpoint(written.path, CPU)
     for pair in zip(sources_BT, targets_BT, strict=True):
         # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
         torch.testing.assert_close(logits(by_hand, *pair), logits(reloaded, *pair), rtol=1e-5, atol=1e-5)
@@ -178,7 +178,7 @@ def test_a_written_switch_transformer_loads_in_stock_transformers(
 ) -> None:
     runner("switch_transformers", "expert_pruner=reap", "expert_pruner.ratio=0.34", "sparsity=0.5")
     stock = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run/checkpoint").eval()
-    ours = load_pruned(tmp_path / "run/checkpoint", CPU)
+    ours = load_checkpoint(tmp_path / "run/checkpoint", CPU)
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
     pair = (sources_BT[0], targets_BT[0])
     torch.testing.assert_close(logits(stock, *pair), logits(ours, *pair), rtol=1e-5, atol=1e-5)

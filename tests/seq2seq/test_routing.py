@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.expert_pruner.reconstruction.token_grams import TokenGrams
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.observe import Statistic, observe
@@ -64,7 +64,7 @@ def test_switch_is_stock_switch(
     )
     theirs = logits(stock, sources_BT[0], targets_BT[0])
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
-    ours = logits(load_pruned(checkpoint.path, CPU), sources_BT[0], targets_BT[0])
+    ours = logits(load_checkpoint(checkpoint.path, CPU), sources_BT[0], targets_BT[0])
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert (dropped[0] > 0) == (capacity == 2)
 
@@ -196,7 +196,7 @@ def test_pruned_equals_router_masked_within_capacity(
 ) -> None:
     """An expert that is never chosen takes nobody's place, so it holds for tokens over capacity too."""
     checkpoint = with_settings(family, **capacity)
-    pruned, masked = load_pruned(checkpoint.path, CPU), load_pruned(checkpoint.path, CPU)
+    pruned, masked = load_checkpoint(checkpoint.path, CPU), load_checkpoint(checkpoint.path, CPU)
     for index, kept in {1: [0, 2, 3, 5], 3: [1, 2, 4]}.items():
         layers_of(pruned, checkpoint.family)[index].regroup([[expert] for expert in kept])
         gone = torch.tensor([expert for expert in range(E) if expert not in kept])
@@ -205,5 +205,5 @@ def test_pruned_equals_router_masked_within_capacity(
         )
     found, expected = (logits(model, sources_BT[0], targets_BT[0]) for model in (pruned, masked))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    whole = logits(load_pruned(checkpoint.path, CPU), sources_BT[0], targets_BT[0])
+    whole = logits(load_checkpoint(checkpoint.path, CPU), sources_BT[0], targets_BT[0])
     assert not torch.allclose(found, whole, atol=1e-3)

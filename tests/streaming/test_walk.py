@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.load import load_pruned
+from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.streaming.walk import Walk
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def hidden_states(checkpoint: Checkpoint, tokens_BT: Tensor) -> tuple[Tensor, ...]:
     """The whole model's: the input of each layer, then the output of the last after the final norm."""
     with torch.inference_mode():
-        states: tuple[Tensor, ...] = load_pruned(checkpoint.path, CPU)(
+        states: tuple[Tensor, ...] = load_checkpoint(checkpoint.path, CPU)(
             tokens_BT, output_hidden_states=True
         ).hidden_states
     return states
@@ -69,7 +69,7 @@ def test_streamed_equals_whole_with_sliding_windows(
 
 def test_a_changed_layers_new_outputs_feed_the_next(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
     """Sequential pruning: the next layer is calibrated on what its predecessor has become."""
-    model = load_pruned(checkpoint.path, CPU)
+    model = load_checkpoint(checkpoint.path, CPU)
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight.zero_()
     with torch.inference_mode():

@@ -131,7 +131,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def written(folder: Path, **changes: Any) -> Path:
-    for name in tracking.ARTIFACTS:
+    for name in tracking.LOGGED_FILES:
         (folder / name).write_text(json.dumps(REPORT | changes))
     return folder
 
@@ -178,7 +178,7 @@ def test_a_run_is_offline_without_a_login(run: Path) -> None:
     assert one.table("layers")[1]["kurtosis/experts/all"] == 3.5
     assert one.table("skipped") == REPORT["skipping"]["per_layer"]
     # The files themselves: copies in the home folder would stay there for good.
-    assert one.artifacts["report"] == {name: run / name for name in tracking.ARTIFACTS}
+    assert one.artifacts["report"] == {name: run / name for name in tracking.LOGGED_FILES}
     import wandb
 
     assert wandb.run is None
@@ -257,7 +257,7 @@ tracking.WandB(project="test", group=None, mode="offline").track(Path(sys.argv[1
 def test_what_was_killed_goes_on_as_the_same_run_and_is_then_logged_no_more(run: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(run)], cwd=ROOT, env=os.environ, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    begun = json.loads((run / tracking.MARK).read_text())
+    begun = json.loads((run / tracking.WANDB_MARK).read_text())
     assert begun["logged"] is None
     wandb_tracker().track(run, None)
     (one,) = logged(run)  # and no half of a run beside it, which `wandb sync` would send too
@@ -331,7 +331,7 @@ def test_the_command_of_the_docs_finds_every_offline_run(run: Path) -> None:
 @pytest.mark.parametrize("content", ['{"my": "notes"}', "[]"])
 def test_a_file_that_no_tracker_has_written_stays(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    (tmp_path / tracking.MARK).write_text(content)
-    with pytest.raises(ValueError, match=rf"{tracking.MARK}: no tracker has written it"):
+    (tmp_path / tracking.WANDB_MARK).write_text(content)
+    with pytest.raises(ValueError, match=rf"{tracking.WANDB_MARK}: no tracker has written it"):
         WandB(project="p", group=None, mode="offline").track(tmp_path, None)
-    assert (tmp_path / tracking.MARK).read_text() == content
+    assert (tmp_path / tracking.WANDB_MARK).read_text() == content
