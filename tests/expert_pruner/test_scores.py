@@ -30,7 +30,7 @@ BY_TOKEN: dict[str, tuple[ExpertScores, Callable[[list[tuple[Tensor, float]]], f
     "weighted_frequency": (WeightedFrequency(ratio=0.5), lambda seen: sum(g for _, g in seen)),
     "ean sum": (EAN(ratio=0.5, reduce="sum"), lambda seen: sum(length(y) for y, _ in seen)),
     "ean mean": (EAN(ratio=0.5, reduce="mean"), lambda seen: sum(length(y) for y, _ in seen) / len(seen)),
-    "reap": (REAP(ratio=0.5), lambda seen: sum(g * length(y) for y, g in seen) / len(seen)),
+    "reap": (REAP(ratio=0.5, gate="model"), lambda seen: sum(g * length(y) for y, g in seen) / len(seen)),
     "max_activation": (MaxActivation(ratio=0.5), lambda seen: max(abs(v) for y, _ in seen for v in y.tolist())),
 }
 WITHOUT_DATA = [RandomExperts(ratio=0.5, seed=0), RouterNorm(ratio=0.5)]
