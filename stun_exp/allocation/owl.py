@@ -28,6 +28,9 @@ class OWL(Component):
     """M: a weight is an outlier if its saliency exceeds M times its layer's mean."""
     per: Literal["layer", "expert"]
     """What gets a ratio of its own: each layer, or each expert and, together, the rest of its layer."""
+    pool: Literal["reached", "all"]
+    """The weights among which outliers are counted: `reached` leaves starved experts out; in `all`, the published
+    code's, their saliency is zero, so that they lower the mean and the percentage."""
     centre: Literal["parameters", "layers"]
     """The spread's mean is the asked ratio: weighted by parameters, and what a unit cannot take is spent on the others;
     or, as in the published code, unweighted, which misses the total where units differ in size or cannot take theirs.
@@ -40,6 +43,10 @@ class OWL(Component):
     @property
     def exact(self) -> bool:
         return self.centre == "parameters"
+
+    @property
+    def pools_starved(self) -> bool:
+        return self.pool == "all"
 
     def measure(self, saliencies: "Saliencies") -> list[float]:
         """Percentage of outliers in each unit; an outlier exceeds M times the mean of the whole layer."""

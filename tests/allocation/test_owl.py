@@ -14,7 +14,7 @@ from stun_exp.unstructured_pruner.masks import SquaredNorm
 def owl(
     lamda: float = 0.08, outlier_multiple: float = 5.0, centre: Literal["parameters", "layers"] = "parameters"
 ) -> OWL:
-    return OWL(lamda=lamda, outlier_multiple=outlier_multiple, per="layer", centre=centre)
+    return OWL(lamda=lamda, outlier_multiple=outlier_multiple, per="layer", pool="reached", centre=centre)
 
 
 def weighted_mean(ratios: list[float], sizes: list[int]) -> float:
@@ -33,6 +33,16 @@ def test_outlier_ratio_by_hand() -> None:
 
     assert owl().measure([saliencies]) == [pytest.approx(10.0)]
     assert owl(outlier_multiple=5.5).measure([saliencies]) == [0.0]  # 11 does not exceed 11
+
+
+def test_weights_without_saliency_make_outliers_of_others() -> None:
+    """Nine 1 and one 11 have the mean 2, which 11 does not exceed 5.5 times; ten zeros more, and it is 1 of 20, 5 %."""
+
+    def saliencies() -> Iterator[Tensor]:
+        yield torch.tensor([[1.0] * 9 + [11.0]])
+        yield torch.zeros(2, 5)
+
+    assert owl(outlier_multiple=5.5).measure([saliencies]) == [pytest.approx(5.0)]
 
 
 def test_experts_are_measured_against_their_layer() -> None:
