@@ -4,6 +4,7 @@ Shapes: G Hessians treated at once, C inputs, B columns of a block, R rows that 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,13 +50,13 @@ class Hessian:
 
 
 def factors(
-    hessians: Sequence[Hessian], damping: float, device: torch.device
+    hessians: Sequence[Hessian], damping: float, device: torch.device, over: Literal["alive", "all"]
 ) -> tuple[Tensor, Tensor, list[float | None]]:
     """Upper triangular R with H + damping = R R^T, (G, C, C); the inputs alive, (G, C); the damping that each needed.
 
-    H is scaled so that the mean of its diagonal is 1 over the inputs alive. The published code gives a dead input a 1
-    there, in the units of the others; damping is enough, as it meets no other. The damping of an H that is not
-    positive definite is raised tenfold until it is; None if `MOST_DAMPING` is not enough.
+    H is scaled so that the mean of its diagonal is 1 over the inputs alive, or over `all`. The published code gives a
+    dead input a 1 there, in the units of the others; damping is enough, as it meets no other. The damping of an H that
+    is not positive definite is raised tenfold until it is; None if `MOST_DAMPING` is not enough.
 
     The published code factors H^-1 = U^T U, by two factorisations and an inverse. This R is U^-1, and takes one
     factorisation: that of H with rows and columns in reverse, read backwards.
@@ -63,7 +64,7 @@ def factors(
     reverse_GCC = torch.stack([hessian.total_CC().to(device).flip(0, 1) for hessian in hessians])
     diagonal_GC = reverse_GCC.diagonal(dim1=1, dim2=2)
     alive_GC = diagonal_GC > 0
-    mean_G = diagonal_GC.sum(1) / alive_GC.sum(1).clamp_min(1)
+    mean_G = diagonal_GC.sum(1) / (alive_GC if over == "alive" else torch.ones_like(alive_GC)).sum(1).clamp_min(1)
     reverse_GCC /= torch.where(mean_G > 0, mean_G, 1)[:, None, None]
     diagonal_GC += damping
     lower_GCC, failed_G = torch.linalg.cholesky_ex(reverse_GCC)

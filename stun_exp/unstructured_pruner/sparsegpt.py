@@ -33,6 +33,8 @@ class SparseGPT(Component):
     """Columns whose weights are compared with one another, over all rows; with n:m, no more than a matter of speed."""
     damping: float = Field(gt=0, le=1)
     """Added to the Hessian's diagonal, as a share of its mean."""
+    damping_over: Literal["alive", "all"]
+    """Inputs that the mean is taken over: those that were not always zero, or all of them, as in the published code."""
     inputs: Literal["pruned", "dense"]
     """Hessians behind the layers pruned before, as the paper does, or behind dense ones, which serve any sparsity."""
     min_tokens: int = Field(ge=1)
@@ -87,7 +89,9 @@ class SparseGPT(Component):
         for bundle in batch:
             assert isinstance(bundle[0].statistic, hessian.Hessian)
             hessians.append(bundle[0].statistic)
-        factor_GCC, alive_GC, used = hessian.factors(hessians, self.damping, batch[0][0].weight_OC.device)
+        factor_GCC, alive_GC, used = hessian.factors(
+            hessians, self.damping, batch[0][0].weight_OC.device, self.damping_over
+        )
         warnings = []
         for bundle, damping in zip(batch, used, strict=True):
             names = ", ".join(task.name for task in bundle)

@@ -203,6 +203,21 @@ def test_dead_inputs_change_nothing_for_the_others() -> None:
     torch.testing.assert_close(beside[:, :8], alone)
 
 
+def test_over_all_inputs_half_of_them_dead_halve_the_damping() -> None:
+    """As published, but for the 1 that a dead input has on the diagonal there."""
+    weight, x = normal(6, 16), correlated(50, 16)
+    x[:, 8:] = 0
+    halved = pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.25)
+    over_all = pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.5, damping_over="all")
+    torch.testing.assert_close(over_all, halved)
+    assert not torch.allclose(over_all, pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.5), rtol=1e-2)
+
+
+def test_over_all_inputs_an_expert_without_a_token_is_pruned_by_magnitude_too() -> None:
+    weight = normal(6, 20)
+    assert torch.equal(pruned(weight, Hessian(20), 0.25, damping_over="all"), pruned(weight, Hessian(20), 0.25))
+
+
 def test_the_scale_of_the_inputs_does_not_matter() -> None:
     """Not even beside a dead input, for which the published code puts a 1 in units of the others."""
     weight, x = normal(6, 16), normal(50, 16, seed=1)
