@@ -61,6 +61,8 @@ FIFTH = STUN(
     representative="nearest",
     kappa=3,
     kappa_on="clusters",
+    threshold=None,
+    max_removed_per_layer=None,
     laboratory=False,
 )
 

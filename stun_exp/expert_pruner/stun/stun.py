@@ -63,6 +63,11 @@ class STUN(Component):
     """Below it, clusters become their mean instead of a representative; 0 never."""
     kappa_on: Literal["clusters", "size"]
     """Whether kappa counts a layer's clusters (the code) or a cluster's members (a reading of the paper)."""
+    threshold: float | None
+    """Under it clusters merge, as in the published code; it must keep as many experts as `ratio`, from which it is
+    found if it is null."""
+    max_removed_per_layer: int | None = Field(ge=1)
+    """The most experts that a layer may lose (the code's `top_k`); null for as many as its router can do without."""
     laboratory: bool
     """Whether to gather what clusters.json needs to compare similarities; every expert then runs on every token."""
 
@@ -72,6 +77,15 @@ class STUN(Component):
             raise ValueError(
                 "lambda1, lambda2, lambda_weights and lambda_outputs are all 0: all experts would be alike; set one of "
                 "them above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> "STUN":
+        if self.threshold is not None and self.budget == "per_layer":
+            raise ValueError(
+                f"threshold={self.threshold:g} is one for all layers, and budget=per_layer finds one for each; pass "
+                "budget=global, or threshold=null"
             )
         return self
 
@@ -103,17 +117,19 @@ class STUN(Component):
 
     def plan(self, findings: list[Any]) -> Plan:
         """One cluster, one expert. clusters.json says how the clusters came about."""
-        from stun_exp.expert_pruner.stun.cut import cut_linkage, cut_official
+        from stun_exp.expert_pruner.stun.cut import Goal, cut_linkage, cut_official, fewest_clusters
         from stun_exp.expert_pruner.stun.diagnostics import clusters_json
 
         layers, distances_EE = [found.layer for found in findings], [found.distance_EE for found in findings]
-        kept = [found.num_kept for found in findings]
+        limit = self.max_removed_per_layer
+        kept, least = [found.num_kept for found in findings], [fewest_clusters(layer, limit) for layer in layers]
+        goal = Goal(self.ratio, kept, least, self.budget, self.threshold, limit)
         warnings: list[str] = []
         if self.linkage == "official":
-            cuts, gave_up = cut_official(layers, distances_EE, kept, self.budget)
+            cuts, gave_up = cut_official(layers, distances_EE, goal)
             warnings += gave_up
         else:
-            cuts = cut_linkage(layers, distances_EE, kept, self.linkage, self.budget)
+            cuts = cut_linkage(layers, distances_EE, self.linkage, goal)
         plans = [self._layer_plan(found, cut) for found, cut in zip(findings, cuts, strict=True)]
         document, lacking = clusters_json(self.model_dump(), findings, cuts, plans)
         return Plan(plans, warnings + lacking, {"clusters.json": document})
