@@ -106,7 +106,7 @@ def _check_room(layers: Sequence[ExpertSource], goal: Goal) -> None:
         raise ValueError(
             f"expert_pruner.max_removed_per_layer={goal.max_removed}: {sum(most)} of {total} experts can go, and "
             f"expert_pruner.ratio={goal.ratio:g} removes {sum(asked)}; pass a higher limit or null for none, or "
-            f"expert_pruner.ratio={sum(most) / total:.4f} or less"
+            f"expert_pruner.ratio={sum(most) / total:.6g} or less"
         )
 
 
@@ -116,7 +116,7 @@ def _matched(layers: Sequence[ExpertSource], cuts: list[Cut], goal: Goal) -> lis
     if left != sum(goal.kept):
         raise ValueError(
             f"expert_pruner.threshold={goal.threshold:g} keeps {left} of {total} experts, and expert_pruner.ratio="
-            f"{goal.ratio:g} keeps {sum(goal.kept)}; pass expert_pruner.ratio={1 - left / total:.4f} (and sparsity, "
+            f"{goal.ratio:g} keeps {sum(goal.kept)}; pass expert_pruner.ratio={1 - left / total:.6g} (and sparsity, "
             "where experts alone make it), or expert_pruner.threshold=null, which finds the threshold of the ratio"
         )
     return cuts
