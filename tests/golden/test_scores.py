@@ -97,8 +97,8 @@ def test_the_largest_activation_may_be_negative(
     for index, expected in enumerate(golden("reap")["renorm_false"]):
         scores_E = pruner.scores_E(published.outline(index), [activity[index][ExpertActivity]])
         excess_E = scores_E - torch.tensor(expected["max_activations"], dtype=torch.float64)
-        assert float(excess_E.min()) > -1e-5
-        higher += int((excess_E > 1e-5).sum())
+        assert float(excess_E.min()) > -1e-3  # rounding is below 1e-4, and 0.03 the least of what is more
+        higher += int((excess_E > 1e-3).sum())
     assert higher == 12
 
 
