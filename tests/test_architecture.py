@@ -42,13 +42,17 @@ def targets() -> list[str]:
 
 def test_moe_imports_nothing_of_the_project_but_itself() -> None:
     """A model seen as layers and experts knows no method, no disk and no run."""
-    for file in (PACKAGE / "moe").glob("*.py"):
+    files = list((PACKAGE / "moe").glob("*.py"))
+    assert files
+    for file in files:
         inside = {name for name in imports(file) if name.startswith("stun_exp")}
         assert all(name.startswith("stun_exp.moe") for name in inside), file
 
 
 def test_methods_import_moe_but_no_stage_and_no_disk() -> None:
-    for file in (file for group in METHODS for file in (PACKAGE / group).glob("*.py")):
+    files = [file for group in METHODS for file in (PACKAGE / group).rglob("*.py")]
+    assert {file.relative_to(PACKAGE).parts[0] for file in files} == set(METHODS)
+    for file in files:
         rooms = ("cli", "pipeline", "streaming", "checkpoint", "models", "state", "config.settings")
         forbidden = tuple(f"stun_exp.{room}" for room in rooms)
         found = {name for name in imports(file) if name.startswith(forbidden)}

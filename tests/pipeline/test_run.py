@@ -99,7 +99,9 @@ def test_one_seed_one_result(runner: Runner, tmp_path: Path) -> None:
     first, second = runner(*overrides, out=tmp_path / "a"), runner(*overrides, out=tmp_path / "b")
     for key in ("sparsity", "experts", "metrics"):
         assert first[key] == second[key]
-    for file in sorted((tmp_path / "a/checkpoint").glob("*.safetensors")):
+    shards = sorted((tmp_path / "a/checkpoint").glob("*.safetensors"))
+    assert shards
+    for file in shards:
         assert file.read_bytes() == (tmp_path / "b/checkpoint" / file.name).read_bytes()
 
 
@@ -179,6 +181,7 @@ def test_a_finished_run_whose_checkpoint_is_gone_is_done_again(runner: Runner, t
     """Whatever keeps it, save=true or an export."""
     runner("save=true")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run/checkpoint").iterdir()}
+    assert before
     rmtree(tmp_path / "run/checkpoint")
     report = runner("save=true")
     assert {file.name: file.read_bytes() for file in (tmp_path / "run/checkpoint").iterdir()} == before

@@ -26,7 +26,9 @@ WANT_DATA = {
 
 
 def weights(run: Path) -> dict[str, str]:
-    return {f.name: sha256(f.read_bytes()).hexdigest() for f in (run / "checkpoint").glob("*.safetensors")}
+    found = {f.name: sha256(f.read_bytes()).hexdigest() for f in (run / "checkpoint").glob("*.safetensors")}
+    assert found
+    return found
 
 
 @pytest.fixture
