@@ -67,7 +67,7 @@ class OWL(Component):
         mean = sum(offset * n for offset, n in zip(offsets, shares, strict=True)) / sum(shares)
         asked = [ratio + offset - mean for offset in offsets]
         if self.exact:
-            given = _centred(offsets, sizes, ratio)
+            given = _centered(offsets, sizes, ratio)
         else:
             given = [min(value, 1.0) if value > 0 else LEAST for value in asked]
         return Allotment(
@@ -81,14 +81,14 @@ class OWL(Component):
         )
 
 
-def _centred(offsets: Sequence[float], sizes: Sequence[int], mean: float) -> list[float]:
+def _centered(offsets: Sequence[float], sizes: Sequence[int], mean: float) -> list[float]:
     """offsets + c, clipped to [0, 1], with c such that the mean weighted by `sizes` is `mean`."""
     low, high = -max(offsets), 1 - min(offsets)
     for _ in range(100):
-        centre = (low + high) / 2
-        values = [min(max(centre + offset, 0.0), 1.0) for offset in offsets]
+        center = (low + high) / 2
+        values = [min(max(center + offset, 0.0), 1.0) for offset in offsets]
         if sum(v * n for v, n in zip(values, sizes, strict=True)) < mean * sum(sizes):
-            low = centre
+            low = center
         else:
-            high = centre
+            high = center
     return values

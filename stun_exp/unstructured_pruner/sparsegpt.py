@@ -28,7 +28,7 @@ class SparseGPT(Component):
     attention: bool
     """Whether attention is pruned too."""
     pattern: Pattern
-    """`unstructured`, or n:m: the n lowest of every m neighbouring inputs of a row go."""
+    """`unstructured`, or n:m: the n lowest of every m neighboring inputs of a row go."""
     block_size: int = Field(ge=1)
     """Columns whose weights are compared with one another, over all rows; with n:m, no more than a matter of speed."""
     damping: float = Field(gt=0, le=1)
@@ -47,11 +47,11 @@ class SparseGPT(Component):
     once for each portion."""
 
     @model_validator(mode="after")
-    def _neighbours_lie_in_one_block(self) -> "SparseGPT":
+    def _neighbors_lie_in_one_block(self) -> "SparseGPT":
         n_of_m = parsed(self.pattern)
         if n_of_m and self.block_size % n_of_m[1]:
             raise ValueError(
-                f"block_size={self.block_size} would cut the {n_of_m[1]} neighbours of pattern={self.pattern}; "
+                f"block_size={self.block_size} would cut the {n_of_m[1]} neighbors of pattern={self.pattern}; "
                 f"pass a multiple of {n_of_m[1]}"
             )
         return self

@@ -52,7 +52,7 @@ def test_experts_are_measured_against_their_layer() -> None:
 
 
 def test_ratios_by_hand() -> None:
-    """Outliers 0, 1, 2 keep 0, 0.08, 0.16 more; centred at 0.6 the ratios are 0.68, 0.6, 0.52."""
+    """Outliers 0, 1, 2 keep 0, 0.08, 0.16 more; centered at 0.6 the ratios are 0.68, 0.6, 0.52."""
     allotment = owl().allocate([0.0, 1.0, 2.0], [100, 100, 100], 0.6)
     assert allotment.ratios == pytest.approx([0.68, 0.6, 0.52])
     assert not allotment.limited

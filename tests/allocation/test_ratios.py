@@ -66,11 +66,11 @@ def test_a_pattern_takes_the_nearest_n_of_m_and_never_all() -> None:
     ratios = [0.42, 0.5, 0.58, 0.02, 0.97]
     found = ratios_of_layers(layers(ratios), Allotment(ratios), 5, wanda(pattern="4:8"), said.append)
     assert [layer.rest for layer in found] == [3 / 8, 4 / 8, 5 / 8, 0.0, 7 / 8]
-    assert said == ["layer 4: unstructured_pruner.pattern can take 7 of 8 neighbours, and the allocation asks for all"]
+    assert said == ["layer 4: unstructured_pruner.pattern can take 7 of 8 neighbors, and the allocation asks for all"]
 
 
 def test_a_spread_that_a_pattern_rounds_away_is_said() -> None:
-    """OWL's default reaches from 0.42 to 0.58: of 4 neighbours that is 1.7 to 2.3, so 2 everywhere."""
+    """OWL's default reaches from 0.42 to 0.58: of 4 neighbors that is 1.7 to 2.3, so 2 everywhere."""
     said: list[str] = []
     ratios = [0.42, 0.5, 0.58]
     found = ratios_of_layers(layers(ratios), Allotment(ratios), 3, wanda(pattern="2:4"), said.append)
@@ -169,7 +169,7 @@ def test_starved_experts_are_left_out_or_count_as_nothing(mixtral: Checkpoint, t
 
 
 def test_owl_chooses_n_of_m_by_layer(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
-    """The published variant for N:M: its lambda of 2 of 8 neighbours, here 0.125, spreads n by 2."""
+    """The published variant for N:M: its lambda of 2 of 8 neighbors, here 0.125, spreads n by 2."""
     allocation = owl(per="layer", lamda=0.125)
     ratios, _ = allocate(mixtral, tokens_BT, wanda(pattern="4:8"), allocation, pytest.fail)
     taken = [layer.rest * 8 for layer in ratios]

@@ -54,7 +54,7 @@ class Tokens(Statistic):
 def test_scores_of_real_layers_equal_a_loop_over_tokens(
     name: str, checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Callable[..., tuple[Plan, float]]
 ) -> None:
-    """Two batches, one pass; guards against gates of another normalisation and means over calls instead of tokens."""
+    """Two batches, one pass; guards against gates of another normalization and means over calls instead of tokens."""
     pruner, by_token = BY_TOKEN[name]
     batches_BT = list(tokens_BT.split(3))
     plan, passes = plan_and_passes(checkpoint, pruner, batches_BT)

@@ -407,7 +407,7 @@ def test_a_top_1_router_stops_before_any_weight(
 
 def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_run(runner: Runner, tmp_path: Path) -> None:
     """Hidden size 16, expert width 24: found by a dry run, and not after the experts were chosen."""
-    with pytest.raises(ValueError, match=r"pattern=4:16: 16 neighbours do not divide the 24 inputs of layer 0's mlp"):
+    with pytest.raises(ValueError, match=r"pattern=4:16: 16 neighbors do not divide the 24 inputs of layer 0's mlp"):
         runner("unstructured_pruner.pattern=4:16", "dry_run=true")
 
 

@@ -142,7 +142,7 @@ def test_fewer_tokens_than_inputs_are_enough() -> None:
 
 
 def test_a_hessian_that_is_not_positive_definite_is_damped_more_and_said_so() -> None:
-    """Eigenvalues down to -0.05 after rounding, say: 0.01 is too little, 0.1 enough; the neighbour in the batch stays.
+    """Eigenvalues down to -0.05 after rounding, say: 0.01 is too little, 0.1 enough; the neighbor in the batch stays.
 
     The trap: a fallback to the identity would be magnitude pruning by another name.
     """

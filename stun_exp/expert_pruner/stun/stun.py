@@ -31,7 +31,7 @@ class Finding:
 
 
 class STUN(Component):
-    """Behavioural similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
+    """Behavioral similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
 
     W_i is expert i's router row, a_ij the number of tokens whose top-k holds both experts, divided by its mean over
     the layer's pairs so that lambda2 does not depend on the amount of calibration text (the official code's
