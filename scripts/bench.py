@@ -116,6 +116,7 @@ def sparsegpt_batched_vs_single() -> dict[str, Any]:
         pattern="unstructured",
         block_size=128,
         damping=0.01,
+        damping_over="alive",
         inputs="pruned",
         min_tokens=1,
         starved="every_token",

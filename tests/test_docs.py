@@ -21,6 +21,9 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
 ADDING = [page for page in DOCS if page.stem.startswith("adding")]
 GROUPS = {file.parent.name for file in CONF.glob("*/*.yaml")} - {"experiment"}
+assert DOCS
+assert ADDING
+assert GROUPS
 SHOWN_ELSEWHERE = {"dimensions"}
 """Settings that are not settings: what `stun inspect` reads of a card."""
 

@@ -36,6 +36,7 @@ EXPERIMENTS = sorted(
 TWINS = [name for name in EXPERIMENTS if name.startswith("toy/")]
 OF_THE_BUNDLED_MODEL = ["demo", "expert_pruners", "laboratory"]
 PACKS = [name for name in EXPERIMENTS if name not in (*TWINS, *OF_THE_BUNDLED_MODEL)]
+assert PACKS
 # The same point on less data; what it does is the same.
 SMALL = ["eval.limit=2", "calibration.num_sequences=4", "calibration.sequence_length=128"]
 MOST_POINTS_OF_TWINS = 120  # half an hour on two cores
@@ -198,6 +199,7 @@ def test_a_twin_varies_what_its_pack_varies() -> None:
 
 
 METHODS = sorted(file.stem for file in CONF.glob("method/*.yaml"))
+assert METHODS
 
 
 def test_methods_have_names_of_their_own() -> None:

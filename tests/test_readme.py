@@ -76,6 +76,7 @@ def test_readme_has_a_row_for_every_family() -> None:
 
 def test_readme_names_every_card() -> None:
     cards = {file.stem for file in (ROOT / "conf/model").glob("*.yaml")}
+    assert cards
     assert {card for card in cards if f"`{card}`" not in README} == set()
 
 

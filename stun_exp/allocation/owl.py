@@ -28,6 +28,9 @@ class OWL(Component):
     """M: a weight is an outlier if its saliency exceeds M times its layer's mean."""
     per: Literal["layer", "expert"]
     """What gets a ratio of its own: each layer, or each expert and, together, the rest of its layer."""
+    pool: Literal["reached", "all"]
+    """The weights among which outliers are counted: `reached` leaves starved experts out; in `all`, the published
+    code's, their saliency is zero, so that they lower the mean and the percentage."""
     centre: Literal["parameters", "layers"]
     """The spread's mean is the asked ratio: weighted by parameters, and what a unit cannot take is spent on the others;
     or, as in the published code, unweighted, which misses the total where units differ in size or cannot take theirs.
@@ -40,6 +43,10 @@ class OWL(Component):
     @property
     def exact(self) -> bool:
         return self.centre == "parameters"
+
+    @property
+    def pools_starved(self) -> bool:
+        return self.pool == "all"
 
     def measure(self, saliencies: "Saliencies") -> list[float]:
         """Percentage of outliers in each unit; an outlier exceeds M times the mean of the whole layer."""
@@ -60,7 +67,7 @@ class OWL(Component):
         mean = sum(offset * n for offset, n in zip(offsets, shares, strict=True)) / sum(shares)
         asked = [ratio + offset - mean for offset in offsets]
         if self.exact:
-            given = _centred(offsets, sizes, ratio)
+            given = _centered(offsets, sizes, ratio)
         else:
             given = [min(value, 1.0) if value > 0 else LEAST for value in asked]
         return Allotment(
@@ -74,14 +81,14 @@ class OWL(Component):
         )
 
 
-def _centred(offsets: Sequence[float], sizes: Sequence[int], mean: float) -> list[float]:
+def _centered(offsets: Sequence[float], sizes: Sequence[int], mean: float) -> list[float]:
     """offsets + c, clipped to [0, 1], with c such that the mean weighted by `sizes` is `mean`."""
     low, high = -max(offsets), 1 - min(offsets)
     for _ in range(100):
-        centre = (low + high) / 2
-        values = [min(max(centre + offset, 0.0), 1.0) for offset in offsets]
+        center = (low + high) / 2
+        values = [min(max(center + offset, 0.0), 1.0) for offset in offsets]
         if sum(v * n for v, n in zip(values, sizes, strict=True)) < mean * sum(sizes):
-            low = centre
+            low = center
         else:
-            high = centre
+            high = center
     return values

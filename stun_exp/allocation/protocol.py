@@ -39,6 +39,11 @@ class Allocation(Protocol):
         """Whether the mean ratio is the asked one."""
         ...
 
+    @property
+    def pools_starved(self) -> bool:
+        """Whether starved experts are measured too, with a saliency of zero; else the rest of their unit is."""
+        ...
+
     def measure(self, saliencies: Saliencies) -> list[float]:
         """What the allocation wants to know of each unit of one layer."""
         ...

@@ -56,15 +56,15 @@ def ratios_of_layers(
             "weights, whatever the ratio of each expert; choose another group, or allocation.per=layer"
         )
     if n_of_m := parsed(pruner.pattern):
-        neighbours = n_of_m[1]
-        wanted = [round(ratio * neighbours) for ratio in ratios]
-        full = "unstructured_pruner.pattern can take {0} of {1} neighbours, and the allocation asks for all"
-        limited |= {u: full.format(neighbours - 1, neighbours) for u, n in enumerate(wanted) if n == neighbours}
-        ratios = [min(n, neighbours - 1) / neighbours for n in wanted]
+        neighbors = n_of_m[1]
+        wanted = [round(ratio * neighbors) for ratio in ratios]
+        full = "unstructured_pruner.pattern can take {0} of {1} neighbors, and the allocation asks for all"
+        limited |= {u: full.format(neighbors - 1, neighbors) for u, n in enumerate(wanted) if n == neighbors}
+        ratios = [min(n, neighbors - 1) / neighbors for n in wanted]
         if len(set(ratios)) == 1:
             warn(
                 f"the allocation has no effect: unstructured_pruner.pattern rounds all of its ratios to "
-                f"{round(ratios[0] * neighbours)} of {neighbours}; widen its spread, or choose allocation=uniform"
+                f"{round(ratios[0] * neighbors)} of {neighbors}; widen its spread, or choose allocation=uniform"
             )
     for place in list(limited)[:NAMED]:
         warn(f"{units[place]}: {limited[place]}")

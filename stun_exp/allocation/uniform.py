@@ -13,6 +13,7 @@ class Uniform(Component):
     measures: ClassVar[bool] = False
     per_expert: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    pools_starved: ClassVar[bool] = False
 
     def measure(self, saliencies: "Saliencies") -> list[float]:
         raise AssertionError("a uniform allocation measures nothing")

@@ -27,7 +27,7 @@ class ExpertSource(Protocol):
 
     @property
     def num_groups(self) -> int:
-        """Groups of neighbouring experts that must keep equally many; 1 for most routers."""
+        """Groups of neighboring experts that must keep equally many; 1 for most routers."""
         ...
 
     @property

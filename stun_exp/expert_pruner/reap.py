@@ -1,7 +1,7 @@
 """REAP: router-weighted expert activation pruning (arXiv 2510.13999)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stun_exp.expert_pruner.scores import ExpertScores
 
@@ -13,11 +13,19 @@ if TYPE_CHECKING:
 
 
 class REAP(ExpertScores):
-    """Mean over the tokens routed to an expert of g ||y||, its gate times the L2 norm of its output.
+    """Mean over the tokens routed to an expert of g ||y||, its gate times the L2 norm of its output."""
 
-    The gate is the one that the model multiplies with. The published code renormalises the gate where the model's
-    config has `norm_topk_prob`, so not for Mixtral, which renormalises all the same; here it is renormalised there too.
-    """
+    gate: Literal["model", "softmax"]
+    """`model`: what the model multiplies the output with. `softmax`: a softmax over all experts, as in the published
+    code, which renormalizes the chosen ones only where the config has `norm_topk_prob`, so not for Mixtral, though that
+    model does."""
+
+    def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
+        if self.gate == "model":
+            return super().statistics(layer)
+        from stun_exp.expert_pruner.softmax_gate import SoftmaxActivity
+
+        return [SoftmaxActivity(layer.num_experts)]
 
     def scores_E(self, layer: "ExpertSource", statistics: "Sequence[Statistic]") -> "Tensor":
         from stun_exp.moe.observe import one

@@ -64,7 +64,7 @@ class ExpertScores(ExpertPruner):
 
 
 def router_groups(layer: "ExpertSource") -> list[range]:
-    """The neighbouring experts among which a group-limited router chooses first; one group for other routers."""
+    """The neighboring experts among which a group-limited router chooses first; one group for other routers."""
     size = layer.num_experts // layer.num_groups
     return [range(first, first + size) for first in range(0, layer.num_experts, size)]
 

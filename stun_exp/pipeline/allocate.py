@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stun_exp.allocation.protocol import Allocation, Saliencies
@@ -89,12 +90,14 @@ def _saliencies(
     statistics, tokens = gather(stage.pruner, step, matrices, stage.pruner.saliency_statistic)
     starved = starved_experts(stage.pruner, tokens)
 
+    def saliency(matrix: Matrix) -> Tensor:
+        if allocation.pools_starved and matrix.expert in starved:
+            return torch.zeros_like(matrix.weight_OC, dtype=torch.float32)
+        return stage.pruner.saliency(matrix.weight_OC, statistics.get(matrix.feed), allocation.per_expert)
+
     def saliencies(unit: Sequence[Matrix]) -> Callable[[], Iterator[Tensor]]:
         # What stands in for a starved expert's statistic is on another scale: others of its unit speak for it.
-        fed = [matrix for matrix in unit if matrix.expert not in starved] or unit
-        return lambda: (
-            stage.pruner.saliency(matrix.weight_OC, statistics.get(matrix.feed), allocation.per_expert)
-            for matrix in fed
-        )
+        fed = [matrix for matrix in unit if matrix.expert not in starved or allocation.pools_starved] or unit
+        return lambda: map(saliency, fed)
 
     return [saliencies(unit) for unit in units]

@@ -4,6 +4,7 @@ Shapes: G Hessians treated at once, C inputs, B columns of a block, R rows that 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,21 +50,21 @@ class Hessian:
 
 
 def factors(
-    hessians: Sequence[Hessian], damping: float, device: torch.device
+    hessians: Sequence[Hessian], damping: float, device: torch.device, over: Literal["alive", "all"]
 ) -> tuple[Tensor, Tensor, list[float | None]]:
     """Upper triangular R with H + damping = R R^T, (G, C, C); the inputs alive, (G, C); the damping that each needed.
 
-    H is scaled so that the mean of its diagonal is 1 over the inputs alive. The published code gives a dead input a 1
-    there, in the units of the others; damping is enough, as it meets no other. The damping of an H that is not
-    positive definite is raised tenfold until it is; None if `MOST_DAMPING` is not enough.
+    H is scaled so that the mean of its diagonal is 1 over the inputs alive, or over `all`. The published code gives a
+    dead input a 1 there, in the units of the others; damping is enough, as it meets no other. The damping of an H that
+    is not positive definite is raised tenfold until it is; None if `MOST_DAMPING` is not enough.
 
-    The published code factors H^-1 = U^T U, by two factorisations and an inverse. This R is U^-1, and takes one
-    factorisation: that of H with rows and columns in reverse, read backwards.
+    The published code factors H^-1 = U^T U, by two factorizations and an inverse. This R is U^-1, and takes one
+    factorization: that of H with rows and columns in reverse, read backwards.
     """
     reverse_GCC = torch.stack([hessian.total_CC().to(device).flip(0, 1) for hessian in hessians])
     diagonal_GC = reverse_GCC.diagonal(dim1=1, dim2=2)
     alive_GC = diagonal_GC > 0
-    mean_G = diagonal_GC.sum(1) / alive_GC.sum(1).clamp_min(1)
+    mean_G = diagonal_GC.sum(1) / (alive_GC if over == "alive" else torch.ones_like(alive_GC)).sum(1).clamp_min(1)
     reverse_GCC /= torch.where(mean_G > 0, mean_G, 1)[:, None, None]
     diagonal_GC += damping
     lower_GCC, failed_G = torch.linalg.cholesky_ex(reverse_GCC)
@@ -91,7 +92,7 @@ def prune(
     """The pruned weights, (G, C, R), columns first; uses up `weight_GCR`.
 
     `matrices` are the number of rows, and the ratio, of each of the matrices that lie side by side in R. With `m`
-    the lowest of every m neighbours go, chosen when their turn comes; else the lowest of each block of columns, all
+    the lowest of every m neighbors go, chosen when their turn comes; else the lowest of each block of columns, all
     rows of a matrix together, when the block's turn comes. Saliency is |w_i| / U_ii. Dead inputs lose their weights
     first, the smallest before others, but no more than the asked number goes.
 
@@ -135,7 +136,7 @@ def _prune_block(
         run = slice(first, min(first + (m or RUN), width))
         _receive_(now_GBR, carry_GBB, lost_GBR, slice(0, first), run)
         if m is not None:
-            mask_GBR[:, run] = _lowest_of_neighbours(now_GBR[:, run].abs() * worth_GB[:, run, None], matrices)
+            mask_GBR[:, run] = _lowest_of_neighbors(now_GBR[:, run].abs() * worth_GB[:, run, None], matrices)
         for i in range(run.start, run.stop):
             _receive_(now_GBR, carry_GBB, lost_GBR, slice(first, i), slice(i, i + 1))
             torch.mul(now_GBR[:, i], mask_GBR[:, i], out=lost_GBR[:, i])
@@ -161,7 +162,7 @@ def _lowest_of_block(saliency_GBR: Tensor, matrices: Sequence[tuple[int, float]]
     return torch.cat(masks, 2)
 
 
-def _lowest_of_neighbours(saliency_GMR: Tensor, matrices: Sequence[tuple[int, float]]) -> Tensor:
+def _lowest_of_neighbors(saliency_GMR: Tensor, matrices: Sequence[tuple[int, float]]) -> Tensor:
     """Mask (G, M, R) of the `ratio` M lowest (rounded) of the M columns, in each row; ties to the lower column."""
     rank_GMR = saliency_GMR.argsort(dim=1, stable=True).argsort(dim=1)
     number_R = [round(ratio * saliency_GMR.shape[1]) for rows, ratio in matrices for _ in range(rows)]

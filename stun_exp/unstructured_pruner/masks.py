@@ -77,8 +77,8 @@ def lowest_together(saliencies: Sequence[Tensor], number: float) -> list[Tensor]
     return [piece.view_as(saliency) for piece, saliency in zip(pieces, saliencies, strict=True)]
 
 
-def lowest_of_neighbours(saliency_OC: Tensor, ratio: float, m: int) -> Tensor:
-    """Mask (O, C) of the `ratio` m lowest (rounded) of every m neighbouring inputs, ties to the lower column."""
+def lowest_of_neighbors(saliency_OC: Tensor, ratio: float, m: int) -> Tensor:
+    """Mask (O, C) of the `ratio` m lowest (rounded) of every m neighboring inputs, ties to the lower column."""
     rows, columns = saliency_OC.shape
     assert columns % m == 0
     lowest_first = saliency_OC.view(rows, columns // m, m).argsort(dim=2, stable=True)
@@ -116,7 +116,7 @@ def _order_statistic(saliency_RC: Tensor, rank: int) -> Tensor:
     """The entry of each row with `rank` entries before it in ascending order."""
     if saliency_RC.is_cuda:
         return saliency_RC.kthvalue(rank + 1, dim=1).values
-    # numpy's vectorised partition selects several times faster than torch's kthvalue on a CPU.
+    # numpy's vectorized partition selects several times faster than torch's kthvalue on a CPU.
     return torch.from_numpy(np.partition(saliency_RC.numpy(), rank, axis=1)[:, rank])
 
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 
 
 def parsed(pattern: str) -> tuple[int, int] | None:
-    """(n, m) of `n:m`, the number removed of every m neighbours; None for `unstructured`; ValueError for all else."""
+    """(n, m) of `n:m`, the number removed of every m neighbors; None for `unstructured`; ValueError for all else."""
     if pattern == "unstructured":
         return None
     match = re.fullmatch(r"([0-9]+):([0-9]+)", pattern)
@@ -23,11 +23,11 @@ def fixed_ratio(pattern: str) -> float | None:
 
 
 def check_width(pattern: str, num_inputs: int, matrix: str) -> None:
-    """ValueError if the pattern's neighbours do not divide the inputs of a matrix, which is named."""
+    """ValueError if the pattern's neighbors do not divide the inputs of a matrix, which is named."""
     n_of_m = parsed(pattern)
     if n_of_m and num_inputs % n_of_m[1]:
         raise ValueError(
-            f"unstructured_pruner.pattern={pattern}: {n_of_m[1]} neighbours do not divide the {num_inputs} inputs of "
+            f"unstructured_pruner.pattern={pattern}: {n_of_m[1]} neighbors do not divide the {num_inputs} inputs of "
             f"{matrix}; choose one that does, or pattern=unstructured"
         )
 

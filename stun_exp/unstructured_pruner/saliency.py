@@ -26,13 +26,13 @@ class SaliencyPruner(Component):
     """What weights are compared with: their output row, its cumulative shares, their matrix, or all of the layer (but
     starved experts, which are compared with one another)."""
     pattern: Pattern
-    """`unstructured`, or n:m: the n lowest of every m neighbouring inputs of a row go."""
+    """`unstructured`, or n:m: the n lowest of every m neighboring inputs of a row go."""
 
     @model_validator(mode="after")
     def _group_has_an_effect(self) -> "SaliencyPruner":
         if parsed(self.pattern) and self.group in ("cumulative", "layer"):
             raise ValueError(
-                f"pattern={self.pattern} compares neighbours of a row with one another, so group={self.group} has no "
+                f"pattern={self.pattern} compares neighbors of a row with one another, so group={self.group} has no "
                 "effect; pass group=row or group=matrix, which are the same there, or pattern=unstructured"
             )
         return self
@@ -60,7 +60,7 @@ class SaliencyPruner(Component):
             check_width(self.pattern, task.weight_OC.shape[1], task.name)
             saliency_OC = self.saliency(task.weight_OC, task.statistic)
             if n_of_m:
-                mask = masks.lowest_of_neighbours(saliency_OC, task.ratio, n_of_m[1])
+                mask = masks.lowest_of_neighbors(saliency_OC, task.ratio, n_of_m[1])
             else:
                 mask = masks.lowest_in_group(saliency_OC, task.ratio, self.group)
             task.weight_OC.masked_fill_(mask, 0)

@@ -28,11 +28,13 @@ class SparseGPT(Component):
     attention: bool
     """Whether attention is pruned too."""
     pattern: Pattern
-    """`unstructured`, or n:m: the n lowest of every m neighbouring inputs of a row go."""
+    """`unstructured`, or n:m: the n lowest of every m neighboring inputs of a row go."""
     block_size: int = Field(ge=1)
     """Columns whose weights are compared with one another, over all rows; with n:m, no more than a matter of speed."""
     damping: float = Field(gt=0, le=1)
     """Added to the Hessian's diagonal, as a share of its mean."""
+    damping_over: Literal["alive", "all"]
+    """Inputs that the mean is taken over: those that were not always zero, or all of them, as in the published code."""
     inputs: Literal["pruned", "dense"]
     """Hessians behind the layers pruned before, as the paper does, or behind dense ones, which serve any sparsity."""
     min_tokens: int = Field(ge=1)
@@ -45,11 +47,11 @@ class SparseGPT(Component):
     once for each portion."""
 
     @model_validator(mode="after")
-    def _neighbours_lie_in_one_block(self) -> "SparseGPT":
+    def _neighbors_lie_in_one_block(self) -> "SparseGPT":
         n_of_m = parsed(self.pattern)
         if n_of_m and self.block_size % n_of_m[1]:
             raise ValueError(
-                f"block_size={self.block_size} would cut the {n_of_m[1]} neighbours of pattern={self.pattern}; "
+                f"block_size={self.block_size} would cut the {n_of_m[1]} neighbors of pattern={self.pattern}; "
                 f"pass a multiple of {n_of_m[1]}"
             )
         return self
@@ -90,7 +92,9 @@ class SparseGPT(Component):
         for bundle in batch:
             assert isinstance(bundle[0].statistic, hessian.Hessian)
             hessians.append(bundle[0].statistic)
-        factor_GCC, alive_GC, used = hessian.factors(hessians, self.damping, batch[0][0].weight_OC.device)
+        factor_GCC, alive_GC, used = hessian.factors(
+            hessians, self.damping, batch[0][0].weight_OC.device, self.damping_over
+        )
         warnings = []
         for bundle, damping in zip(batch, used, strict=True):
             names = ", ".join(task.name for task in bundle)

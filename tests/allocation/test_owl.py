@@ -14,7 +14,7 @@ from stun_exp.unstructured_pruner.masks import SquaredNorm
 def owl(
     lamda: float = 0.08, outlier_multiple: float = 5.0, centre: Literal["parameters", "layers"] = "parameters"
 ) -> OWL:
-    return OWL(lamda=lamda, outlier_multiple=outlier_multiple, per="layer", centre=centre)
+    return OWL(lamda=lamda, outlier_multiple=outlier_multiple, per="layer", pool="reached", centre=centre)
 
 
 def weighted_mean(ratios: list[float], sizes: list[int]) -> float:
@@ -35,6 +35,16 @@ def test_outlier_ratio_by_hand() -> None:
     assert owl(outlier_multiple=5.5).measure([saliencies]) == [0.0]  # 11 does not exceed 11
 
 
+def test_weights_without_saliency_make_outliers_of_others() -> None:
+    """Nine 1 and one 11 have the mean 2, which 11 does not exceed 5.5 times; ten zeros more, and it is 1 of 20, 5 %."""
+
+    def saliencies() -> Iterator[Tensor]:
+        yield torch.tensor([[1.0] * 9 + [11.0]])
+        yield torch.zeros(2, 5)
+
+    assert owl(outlier_multiple=5.5).measure([saliencies]) == [pytest.approx(5.0)]
+
+
 def test_experts_are_measured_against_their_layer() -> None:
     """The same matrices as two units: 0 % and 50 %; against its own mean, 6, the second would have none."""
     units = [lambda: [torch.ones(2, 4)], lambda: [torch.tensor([[1.0, 11.0]])]]
@@ -42,7 +52,7 @@ def test_experts_are_measured_against_their_layer() -> None:
 
 
 def test_ratios_by_hand() -> None:
-    """Outliers 0, 1, 2 keep 0, 0.08, 0.16 more; centred at 0.6 the ratios are 0.68, 0.6, 0.52."""
+    """Outliers 0, 1, 2 keep 0, 0.08, 0.16 more; centered at 0.6 the ratios are 0.68, 0.6, 0.52."""
     allotment = owl().allocate([0.0, 1.0, 2.0], [100, 100, 100], 0.6)
     assert allotment.ratios == pytest.approx([0.68, 0.6, 0.52])
     assert not allotment.limited

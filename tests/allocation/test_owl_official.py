@@ -10,14 +10,18 @@ from stun_exp.allocation.owl import OWL
 ROOT = Path(__file__).parent.parent.parent
 
 
-def settings() -> dict[str, object]:
-    config = yaml.safe_load((ROOT / "conf/allocation/owl_official.yaml").read_text())
-    assert isinstance(config, dict)
-    return config
+def config(name: str) -> dict[str, object]:
+    loaded = yaml.safe_load((ROOT / f"conf/allocation/{name}.yaml").read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def settings(name: str) -> dict[str, object]:
+    return {key: value for key, value in config(name).items() if key != "_target_"}
 
 
 def official() -> OWL:
-    return OWL.model_validate({key: value for key, value in settings().items() if key != "_target_"})
+    return OWL.model_validate(settings("owl_official"))
 
 
 def published(outliers: list[float], sparsity: float) -> list[float]:
@@ -29,7 +33,7 @@ def published(outliers: list[float], sparsity: float) -> list[float]:
 
 
 def test_it_is_a_preset_of_owl() -> None:
-    assert settings()["_target_"] == "stun_exp.allocation.owl.OWL"
+    assert config("owl_official")["_target_"] == "stun_exp.allocation.owl.OWL"
 
 
 @pytest.mark.parametrize("sparsity", [0.05, 0.3, 0.5, 0.7])
@@ -37,6 +41,12 @@ def test_the_published_rule(sparsity: float) -> None:
     outliers = [3.0, 0.5, 1.0, 2.2]
     ratios = official().allocate(outliers, [100, 900, 350, 7], sparsity).ratios
     assert ratios == pytest.approx(published(outliers, sparsity))
+
+
+def test_its_pool_is_the_published_one() -> None:
+    """There an expert without a token is like any other, with a saliency of zero; here it is left out by default."""
+    assert official().pools_starved
+    assert not OWL.model_validate(settings("owl")).pools_starved
 
 
 def test_the_mean_over_layers_is_kept_and_the_total_missed() -> None:

@@ -13,6 +13,8 @@ from stun_exp.allocation.owl import OWL
 from stun_exp.allocation.protocol import Allotment, Saliencies
 from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.moe.observe import observe
+from stun_exp.moe.statistics import ExpertTokens
 from stun_exp.pipeline.allocate import layer_ratios
 from stun_exp.pipeline.budget import budget_of
 from stun_exp.pipeline.weight_stage import WeightStage
@@ -64,11 +66,11 @@ def test_a_pattern_takes_the_nearest_n_of_m_and_never_all() -> None:
     ratios = [0.42, 0.5, 0.58, 0.02, 0.97]
     found = ratios_of_layers(layers(ratios), Allotment(ratios), 5, wanda(pattern="4:8"), said.append)
     assert [layer.rest for layer in found] == [3 / 8, 4 / 8, 5 / 8, 0.0, 7 / 8]
-    assert said == ["layer 4: unstructured_pruner.pattern can take 7 of 8 neighbours, and the allocation asks for all"]
+    assert said == ["layer 4: unstructured_pruner.pattern can take 7 of 8 neighbors, and the allocation asks for all"]
 
 
 def test_a_spread_that_a_pattern_rounds_away_is_said() -> None:
-    """OWL's default reaches from 0.42 to 0.58: of 4 neighbours that is 1.7 to 2.3, so 2 everywhere."""
+    """OWL's default reaches from 0.42 to 0.58: of 4 neighbors that is 1.7 to 2.3, so 2 everywhere."""
     said: list[str] = []
     ratios = [0.42, 0.5, 0.58]
     found = ratios_of_layers(layers(ratios), Allotment(ratios), 3, wanda(pattern="2:4"), said.append)
@@ -78,7 +80,10 @@ def test_a_spread_that_a_pattern_rounds_away_is_said() -> None:
 
 
 def owl(**settings: Any) -> OWL:
-    return OWL(**{"lamda": 0.08, "outlier_multiple": 3.0, "per": "expert", "centre": "parameters"} | settings)
+    return OWL(
+        **{"lamda": 0.08, "outlier_multiple": 3.0, "per": "expert", "pool": "reached", "centre": "parameters"}
+        | settings
+    )
 
 
 def allocate(
@@ -107,27 +112,30 @@ def test_every_expert_gets_its_own_ratio_and_the_total_stands(checkpoint: Checkp
     assert max(every) - min(every) == pytest.approx(0.16)
 
 
+class Spy:
+    """An allocation that keeps what it is shown of each layer."""
+
+    measures, exact = True, True
+
+    def __init__(self, per_expert: bool, pools_starved: bool = False) -> None:
+        self.per_expert, self.pools_starved = per_expert, pools_starved
+        self.seen: list[list[list[Tensor]]] = []
+
+    def measure(self, saliencies: Saliencies) -> list[float]:
+        self.seen.append([list(unit()) for unit in saliencies])
+        return [0.0] * len(saliencies)
+
+    def allocate(self, measured: list[float], sizes: list[int], ratio: float) -> Allotment:
+        return Allotment([ratio] * len(sizes))
+
+
 @pytest.mark.parametrize("per_expert", [True, False])
 def test_saliencies_are_per_token_where_experts_are_compared(
     mixtral: Checkpoint, tokens_BT: Tensor, per_expert: bool
 ) -> None:
     """|W| times the root of the mean square of an expert's inputs, or, for whole layers as published, of their sum."""
-    seen: list[list[Tensor]] = []
-
-    class Spy:
-        measures, exact = True, True
-
-        def __init__(self) -> None:
-            self.per_expert = per_expert
-
-        def measure(self, saliencies: Saliencies) -> list[float]:
-            seen.append([next(iter(unit())) for unit in saliencies])
-            return [0.0] * len(saliencies)
-
-        def allocate(self, measured: list[float], sizes: list[int], ratio: float) -> Allotment:
-            return Allotment([ratio] * len(sizes))
-
-    allocate(mixtral, tokens_BT, wanda(attention=False), Spy(), pytest.fail)
+    spy = Spy(per_expert)
+    allocate(mixtral, tokens_BT, wanda(attention=False), spy, pytest.fail)
     layer = mixtral.read_layer(0)
     inputs: list[Tensor] = []
     layer.block.register_forward_pre_hook(lambda module, args: inputs.append(args[0].flatten(0, -2)))
@@ -138,11 +146,30 @@ def test_saliencies_are_per_token_where_experts_are_compared(
     x_ND = inputs[0][(chosen_TK == 0).any(dim=1)]
     square_D = x_ND.square().mean(0) if per_expert else x_ND.square().sum(0)
     gate_FD = layer.experts.gate_up_proj[0].chunk(2)[0]
-    torch.testing.assert_close(seen[0][0], gate_FD.detach().abs() * square_D.sqrt())
+    torch.testing.assert_close(spy.seen[0][0][0], gate_FD.detach().abs() * square_D.sqrt())
+
+
+def test_starved_experts_are_left_out_or_count_as_nothing(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
+    """What stands in for a starved expert's inputs is never shown: it is on another scale."""
+    step, tokens = next(iter(Walk(mixtral, [tokens_BT], CPU, "test"))), ExpertTokens(6)
+    with observe(step.layer, [tokens]):
+        step.forward()
+    enough = int(tokens.count_E.float().mean())
+    starved = int((tokens.count_E < enough).sum())
+    assert 0 < starved < 6
+    shown = {}
+    for pools_starved in (False, True):
+        spy = Spy(per_expert=False, pools_starved=pools_starved)
+        allocate(mixtral, tokens_BT, wanda(attention=False, min_tokens=enough), spy, pytest.fail)
+        (shown[pools_starved],) = spy.seen[0]
+    assert len(shown[False]) == 3 * (6 - starved)
+    assert len(shown[True]) == 3 * 6
+    assert sum(not saliency.any() for saliency in shown[True]) == 3 * starved
+    assert all(saliency.any() for saliency in shown[False])
 
 
 def test_owl_chooses_n_of_m_by_layer(mixtral: Checkpoint, tokens_BT: Tensor) -> None:
-    """The published variant for N:M: its lambda of 2 of 8 neighbours, here 0.125, spreads n by 2."""
+    """The published variant for N:M: its lambda of 2 of 8 neighbors, here 0.125, spreads n by 2."""
     allocation = owl(per="layer", lamda=0.125)
     ratios, _ = allocate(mixtral, tokens_BT, wanda(pattern="4:8"), allocation, pytest.fail)
     taken = [layer.rest * 8 for layer in ratios]

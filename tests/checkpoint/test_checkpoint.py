@@ -32,7 +32,9 @@ def logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    return {key: tensor for file in sorted(path.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+    found = {key: tensor for file in sorted(path.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+    assert found
+    return found
 
 
 def in_memory(checkpoint: Checkpoint, groups: dict[int, Groups]) -> PreTrainedModel:

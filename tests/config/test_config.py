@@ -198,6 +198,7 @@ CHOICES = sorted(
     for file in CONF.glob("*/**/*.yaml")
     if file.relative_to(CONF).parts[0] not in ("hydra", "experiment")  # experiments: tests/test_packs.py
 )
+assert CHOICES
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -109,7 +109,7 @@ def test_same_choice_as_a_forward_pass_for_each_subset(
 def test_every_family_chooses_as_its_own_forward_pass_does(
     checkpoint: Checkpoint, tokens_BT: Tensor, progressive: bool, plan_and_passes: PlanAndPasses
 ) -> None:
-    """Routers that do not renormalise are in it: there the gates depend on every expert that is left."""
+    """Routers that do not renormalize are in it: there the gates depend on every expert that is left."""
     plan, _ = plan_and_passes(checkpoint, exhaustive(1 / 3, progressive=progressive), [tokens_BT])
     expected = by_forward_passes(checkpoint, [tokens_BT], 4, progressive)
     assert {layer.layer: layer.kept for layer in plan.layers} == {i: kept for i, (_, kept) in expected.items()}
@@ -165,10 +165,10 @@ def test_too_many_subsets_are_refused_before_anything_is_run(source: Any) -> Non
 
 def test_one_by_one_counts_for_more(source: Any) -> None:
     """C(12, 6) = 924 subsets: 2,510 sets in the lattice, but 946,176 by themselves."""
-    renormalising, other = (source(0, torch.zeros(12, 4), top_k=2, renormalises=kind) for kind in (True, False))
-    exhaustive(0.5, max_subsets=2510).statistics(renormalising)
+    renormalizing, other = (source(0, torch.zeros(12, 4), top_k=2, renormalises=kind) for kind in (True, False))
+    exhaustive(0.5, max_subsets=2510).statistics(renormalizing)
     exhaustive(0.5, max_subsets=946_176).statistics(other)
-    for layer, limit in ((renormalising, 2509), (other, 946_175)):
+    for layer, limit in ((renormalizing, 2509), (other, 946_175)):
         with pytest.raises(ValueError, match="924 subsets of 6 of its 12 experts"):
             exhaustive(0.5, max_subsets=limit).statistics(layer)
 

@@ -30,7 +30,7 @@ BY_TOKEN: dict[str, tuple[ExpertScores, Callable[[list[tuple[Tensor, float]]], f
     "weighted_frequency": (WeightedFrequency(ratio=0.5), lambda seen: sum(g for _, g in seen)),
     "ean sum": (EAN(ratio=0.5, reduce="sum"), lambda seen: sum(length(y) for y, _ in seen)),
     "ean mean": (EAN(ratio=0.5, reduce="mean"), lambda seen: sum(length(y) for y, _ in seen) / len(seen)),
-    "reap": (REAP(ratio=0.5), lambda seen: sum(g * length(y) for y, g in seen) / len(seen)),
+    "reap": (REAP(ratio=0.5, gate="model"), lambda seen: sum(g * length(y) for y, g in seen) / len(seen)),
     "max_activation": (MaxActivation(ratio=0.5), lambda seen: max(abs(v) for y, _ in seen for v in y.tolist())),
 }
 WITHOUT_DATA = [RandomExperts(ratio=0.5, seed=0), RouterNorm(ratio=0.5)]
@@ -54,7 +54,7 @@ class Tokens(Statistic):
 def test_scores_of_real_layers_equal_a_loop_over_tokens(
     name: str, checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Callable[..., tuple[Plan, float]]
 ) -> None:
-    """Two batches, one pass; guards against gates of another normalisation and means over calls instead of tokens."""
+    """Two batches, one pass; guards against gates of another normalization and means over calls instead of tokens."""
     pruner, by_token = BY_TOKEN[name]
     batches_BT = list(tokens_BT.split(3))
     plan, passes = plan_and_passes(checkpoint, pruner, batches_BT)

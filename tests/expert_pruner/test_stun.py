@@ -28,6 +28,8 @@ PAPER: dict[str, Any] = {
     "representative": "nearest",
     "kappa": 0,
     "kappa_on": "clusters",
+    "threshold": None,
+    "max_removed_per_layer": None,
     "laboratory": False,
 }
 

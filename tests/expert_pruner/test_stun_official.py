@@ -139,3 +139,30 @@ def test_it_runs_on_every_family(
     asked = round(ratio * sum(layer.num_experts for layer in plan.layers))
     gone = sum(layer.num_experts - len(layer.groups) for layer in plan.layers)
     assert gone == asked or plan.warnings
+
+
+def test_a_published_threshold_can_be_typed(planned: Planned, source: Any) -> None:
+    """Rows at 0, 1, 5 and 9 over their norm, 10.3: below 0.2 the first two merge, and below 0.6 all would.
+
+    The layer may lose one, so three stay even there, as with the script's own limit.
+    """
+    layer = source(0, column(0, 1, 5, 9), column(1, 2, 4, 8))
+    for settings in ({"threshold": 0.2}, {"threshold": 0.6, "max_removed_per_layer": 1}):
+        plan = planned(official(ratio=0.25, **settings), [layer])
+        assert plan.layers[0].groups == [[0], [2], [3]]
+        assert plan.files["clusters.json"]["layers"][0]["threshold"] == settings["threshold"]
+
+
+def test_the_figures_know_the_limit(planned: Planned, source: Any) -> None:
+    """They draw what each budget keeps: of six, one may go here, and four where the router alone limits it."""
+    layer = source(0, column(0, 1, 5, 9, 20, 33), torch.randn(6, 3), top_k=2)
+    for limit, fewest in ((1, 5), (None, 2)):
+        plan = planned(official(ratio=1 / 6, max_removed_per_layer=limit), [layer])
+        assert plan.files["clusters.json"]["layers"][0]["min_experts"] == fewest
+
+
+def test_one_threshold_does_not_go_with_one_for_each_layer() -> None:
+    with pytest.raises(
+        ValueError, match=r"threshold=0\.5 .* budget=per_layer .* pass budget=global, or threshold=null"
+    ):
+        official(ratio=0.25, threshold=0.5, budget="per_layer")

@@ -118,6 +118,7 @@ def test_unequal_layers_on_disk_are_refused(make_pruned: Make) -> None:
 def test_equal_layers_load_in_a_fresh_process(make_pruned: Make) -> None:
     pruned = make_pruned("qwen2_moe", dict.fromkeys((1, 2), FOUR), zeros=True)
     before = {file.name: file.read_bytes() for file in pruned.folder.iterdir()}
+    assert before
     result = HfExport().export(pruned)
     assert (result["export"], result["written"], result["num_experts"]) == ("hf", "checkpoint", 4)
     assert result["expert_parallel_sizes"] == [1, 2, 4]

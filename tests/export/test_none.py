@@ -13,6 +13,7 @@ def test_everything_goes_and_nothing_changes(make_pruned: Callable[..., Pruned])
 
     pruned = make_pruned("arctic", {1: [0, 2]})
     before = files(pruned.folder)
+    assert before
     NoExport().check(pruned.source, 0.25, True)
     NoExport().check_plan(pruned.source, pruned.plan)
     assert NoExport().export(pruned) is None

@@ -41,6 +41,7 @@ def check(sweep: Any, undisturbed: Table) -> None:
 def check_again(sweep: Any, undisturbed: Table) -> None:
     """The same command once more runs no point again, and ends with the same table."""
     before = reports(sweep)
+    assert before
     assert sweep.run() == 0, sweep.log.read_text()
     assert reports(sweep) == before
     assert sweep.table() == undisturbed

@@ -168,7 +168,9 @@ class Pruned:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    return {file.name: sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+    found = {file.name: sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+    assert found
+    return found
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ FIFTH = STUN(
     representative="nearest",
     kappa=3,
     kappa_on="clusters",
+    threshold=None,
+    max_removed_per_layer=None,
     laboratory=False,
 )
 
@@ -106,11 +108,15 @@ class Pruned:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    return {file.name: sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+    found = {file.name: sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+    assert found
+    return found
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    return {key: tensor for file in sorted(path.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+    found = {key: tensor for file in sorted(path.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+    assert found
+    return found
 
 
 @pytest.mark.parametrize("pruner", PRUNERS.values(), ids=PRUNERS)

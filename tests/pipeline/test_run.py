@@ -99,7 +99,9 @@ def test_one_seed_one_result(runner: Runner, tmp_path: Path) -> None:
     first, second = runner(*overrides, out=tmp_path / "a"), runner(*overrides, out=tmp_path / "b")
     for key in ("sparsity", "experts", "metrics"):
         assert first[key] == second[key]
-    for file in sorted((tmp_path / "a/checkpoint").glob("*.safetensors")):
+    shards = sorted((tmp_path / "a/checkpoint").glob("*.safetensors"))
+    assert shards
+    for file in shards:
         assert file.read_bytes() == (tmp_path / "b/checkpoint" / file.name).read_bytes()
 
 
@@ -179,6 +181,7 @@ def test_a_finished_run_whose_checkpoint_is_gone_is_done_again(runner: Runner, t
     """Whatever keeps it, save=true or an export."""
     runner("save=true")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run/checkpoint").iterdir()}
+    assert before
     rmtree(tmp_path / "run/checkpoint")
     report = runner("save=true")
     assert {file.name: file.read_bytes() for file in (tmp_path / "run/checkpoint").iterdir()} == before
@@ -401,7 +404,7 @@ def test_a_top_1_router_stops_before_any_weight(
 
 def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_run(runner: Runner, tmp_path: Path) -> None:
     """Hidden size 16, expert width 24: found by a dry run, and not after the experts were chosen."""
-    with pytest.raises(ValueError, match=r"pattern=4:16: 16 neighbours do not divide the 24 inputs of layer 0's mlp"):
+    with pytest.raises(ValueError, match=r"pattern=4:16: 16 neighbors do not divide the 24 inputs of layer 0's mlp"):
         runner("unstructured_pruner.pattern=4:16", "dry_run=true")
 
 

@@ -15,7 +15,9 @@ SPARSITIES = (0.3, 0.45, 0.6)
 
 
 def weights(run: Path) -> dict[str, str]:
-    return {f.name: sha256(f.read_bytes()).hexdigest() for f in (run / "checkpoint").glob("*.safetensors")}
+    found = {f.name: sha256(f.read_bytes()).hexdigest() for f in (run / "checkpoint").glob("*.safetensors")}
+    assert found
+    return found
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])

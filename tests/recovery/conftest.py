@@ -30,6 +30,7 @@ class OnDisk(PrunedOnDisk):
     def weights(self) -> dict[str, Tensor]:
         """Every tensor of the checkpoint, by key."""
         files = sorted(self.path.glob("*.safetensors"))
+        assert files
         return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 

@@ -127,4 +127,10 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def content() -> Callable[[Path], dict[str, bytes]]:
     """The bytes of every file of a folder, by name."""
-    return lambda folder: {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def read(folder: Path) -> dict[str, bytes]:
+        found = {file.name: file.read_bytes() for file in folder.iterdir()}
+        assert found
+        return found
+
+    return read

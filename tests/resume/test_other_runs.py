@@ -19,7 +19,9 @@ Content = Callable[[Path], dict[str, bytes]]
 
 def everything(folder: Path) -> dict[Path, bytes]:
     """All that a folder holds, but for the lock's file, which says who was there last."""
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "run.lock"}
+    found = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "run.lock"}
+    assert found
+    return found
 
 
 @pytest.mark.parametrize(

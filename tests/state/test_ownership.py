@@ -30,6 +30,7 @@ def test_a_source_in_the_runs_own_folder_is_refused(
     """Its weights were removed before they were read."""
     source = Path(copytree(tiny_model("mixtral"), tmp_path / "run" / "checkpoint"))
     before = everything(source)
+    assert before
     for place in (source, tmp_path / "run" / "checkpoint" / ".." / "checkpoint"):
         with pytest.raises(ValueError, match=r"hydra\.run\.dir=.*lies in .*checkpoint, where the run is to write"):
             runner(f"model.path={place}")
@@ -41,6 +42,7 @@ def test_a_source_inside_the_folder_to_write_is_refused(
 ) -> None:
     source = Path(copytree(tiny_model("mixtral"), tmp_path / "run" / "checkpoint" / "deep"))
     before = everything(tmp_path / "run")
+    assert before
     with pytest.raises(ValueError, match=r"lies in .*checkpoint, where the run is to write"):
         runner(f"model.path={source}")
     assert everything(tmp_path / "run") == before

@@ -32,7 +32,9 @@ def cached_seconds(report: dict[str, Any]) -> float:
 
 
 def weights(run: Path) -> dict[str, str]:
-    return {f.name: sha256(f.read_bytes()).hexdigest() for f in (run / "checkpoint").glob("*.safetensors")}
+    found = {f.name: sha256(f.read_bytes()).hexdigest() for f in (run / "checkpoint").glob("*.safetensors")}
+    assert found
+    return found
 
 
 @pytest.fixture

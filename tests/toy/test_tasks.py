@@ -26,6 +26,7 @@ def tasks() -> dict[str, Any]:
 def test_committed_files_are_what_the_generator_writes(tmp_path: Path) -> None:
     write_benchmarks(tmp_path)
     committed = {path.name: path.read_bytes() for path in (TASKS / "data").iterdir()}
+    assert committed
     assert committed == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 

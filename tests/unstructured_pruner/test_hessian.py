@@ -142,7 +142,7 @@ def test_fewer_tokens_than_inputs_are_enough() -> None:
 
 
 def test_a_hessian_that_is_not_positive_definite_is_damped_more_and_said_so() -> None:
-    """Eigenvalues down to -0.05 after rounding, say: 0.01 is too little, 0.1 enough; the neighbour in the batch stays.
+    """Eigenvalues down to -0.05 after rounding, say: 0.01 is too little, 0.1 enough; the neighbor in the batch stays.
 
     The trap: a fallback to the identity would be magnitude pruning by another name.
     """
@@ -201,6 +201,21 @@ def test_dead_inputs_change_nothing_for_the_others() -> None:
     alone = pruned(weight[:, :8], hessian_of(x[:, :8]), 0.5, block_size=8, damping=0.5)
     beside = pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.5)
     torch.testing.assert_close(beside[:, :8], alone)
+
+
+def test_over_all_inputs_half_of_them_dead_halve_the_damping() -> None:
+    """As published, but for the 1 that a dead input has on the diagonal there."""
+    weight, x = normal(6, 16), correlated(50, 16)
+    x[:, 8:] = 0
+    halved = pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.25)
+    over_all = pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.5, damping_over="all")
+    torch.testing.assert_close(over_all, halved)
+    assert not torch.allclose(over_all, pruned(weight, hessian_of(x), 0.5, block_size=8, damping=0.5), rtol=1e-2)
+
+
+def test_over_all_inputs_an_expert_without_a_token_is_pruned_by_magnitude_too() -> None:
+    weight = normal(6, 20)
+    assert torch.equal(pruned(weight, Hessian(20), 0.25, damping_over="all"), pruned(weight, Hessian(20), 0.25))
 
 
 def test_the_scale_of_the_inputs_does_not_matter() -> None:

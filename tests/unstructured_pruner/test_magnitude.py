@@ -55,7 +55,7 @@ def test_it_needs_no_data_and_starves_nobody() -> None:
 
 
 def test_a_pattern_holds_along_the_inputs_of_a_transposed_view() -> None:
-    """Neighbours in storage are neighbours of a column there; pruned in place all the same."""
+    """Neighbors in storage are neighbors of a column there; pruned in place all the same."""
     fused = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
     Magnitude(attention=True, group="row", pattern="2:4").prune_([Task("matrix", fused[1].mT, None, 0.5)])
     assert (fused[1].mT == 0).reshape(6, 2, 4).sum(2).unique().tolist() == [2]

@@ -10,7 +10,7 @@ from stun_exp.unstructured_pruner.masks import (
     SquaredNorm,
     lowest,
     lowest_in_group,
-    lowest_of_neighbours,
+    lowest_of_neighbors,
     lowest_together,
 )
 
@@ -172,9 +172,9 @@ PATTERNS = [(1, 4), (2, 4), (3, 8), (4, 8), (1, 2), (7, 8)]
 
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 @pytest.mark.parametrize("ties", [False, True])
-def test_n_of_every_m_neighbours_go_and_ties_go_to_the_left(n: int, m: int, ties: bool) -> None:
+def test_n_of_every_m_neighbors_go_and_ties_go_to_the_left(n: int, m: int, ties: bool) -> None:
     values = saliency(5, 24, ties=ties)
-    mask = lowest_of_neighbours(values, n / m, m)
+    mask = lowest_of_neighbors(values, n / m, m)
     for row, gone in zip(values.tolist(), mask.tolist(), strict=True):
         for start in range(0, 24, m):
             order = sorted(range(start, start + m), key=lambda c, row=row: (row[c], c))
@@ -183,16 +183,16 @@ def test_n_of_every_m_neighbours_go_and_ties_go_to_the_left(n: int, m: int, ties
 
 def test_patterns_of_one_m_are_nested() -> None:
     values = saliency(5, 24, ties=True)
-    masks = [lowest_of_neighbours(values, n / 8, 8) for n in range(9)]
+    masks = [lowest_of_neighbors(values, n / 8, 8) for n in range(9)]
     assert [int(mask.sum()) for mask in masks] == [15 * n for n in range(9)]
     assert not any(bool((smaller & ~larger).any()) for smaller, larger in pairwise(masks))
 
 
-def test_neighbours_are_inputs_and_not_outputs_of_a_transposed_view() -> None:
-    """The saliency of transposed experts is no contiguous tensor: neighbours in storage are another row's."""
+def test_neighbors_are_inputs_and_not_outputs_of_a_transposed_view() -> None:
+    """The saliency of transposed experts is no contiguous tensor: neighbors in storage are another row's."""
     values = saliency(8, 6, ties=False)
-    transposed = lowest_of_neighbours(values.T, 0.5, 4)
-    assert torch.equal(transposed, lowest_of_neighbours(values.T.contiguous(), 0.5, 4))
+    transposed = lowest_of_neighbors(values.T, 0.5, 4)
+    assert torch.equal(transposed, lowest_of_neighbors(values.T.contiguous(), 0.5, 4))
     assert transposed.view(6, 2, 4).sum(2).unique().tolist() == [2]
 
 

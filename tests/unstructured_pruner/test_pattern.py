@@ -45,7 +45,7 @@ def test_other_texts_are_refused(text: str) -> None:
         ),
         (
             ["unstructured_pruner.group=layer", "unstructured_pruner.pattern=2:4"],
-            "unstructured_pruner: pattern=2:4 compares neighbours of a row with one another, so group=layer has no "
+            "unstructured_pruner: pattern=2:4 compares neighbors of a row with one another, so group=layer has no "
             "effect; pass group=row or group=matrix, which are the same there, or pattern=unstructured",
         ),
         (
@@ -81,5 +81,5 @@ def test_groups_larger_than_a_matrix_are_refused_beside_a_pattern() -> None:
 def test_a_width_that_the_pattern_does_not_divide_names_matrix_and_width() -> None:
     check_width("2:4", 12, "q_proj")
     check_width("unstructured", 13, "q_proj")
-    with pytest.raises(ValueError, match=r"pattern=4:8: 8 neighbours do not divide the 12 inputs of q_proj; choose"):
+    with pytest.raises(ValueError, match=r"pattern=4:8: 8 neighbors do not divide the 12 inputs of q_proj; choose"):
         check_width("4:8", 12, "q_proj")

@@ -1,4 +1,4 @@
-"""Scores are compared within a row, a matrix, a layer or neighbours; what is asked goes, and nothing else."""
+"""Scores are compared within a row, a matrix, a layer or neighbors; what is asked goes, and nothing else."""
 
 from itertools import product
 from typing import Literal
@@ -74,7 +74,7 @@ def test_masks_are_nested_and_exact_in_every_group(group: Group) -> None:
 
 
 @pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8), ("1:4", 1, 4), ("3:8", 3, 8)])
-def test_a_pattern_holds_in_every_group_of_neighbours(pattern: str, n: int, m: int) -> None:
+def test_a_pattern_holds_in_every_group_of_neighbors(pattern: str, n: int, m: int) -> None:
     pruner, weight = magnitude(pattern=pattern), normal(6, 24)
     assert fixed_ratio(pruner.pattern) == n / m
     before = weight.clone()
@@ -92,7 +92,7 @@ def test_a_pattern_by_hand() -> None:
     assert weight.tolist() == [[4.0, 0.0, -3.0, 0.0, 0.0, 0.0, 5.0, 9.0]]
 
 
-def test_a_layers_own_share_of_a_pattern_is_rounded_to_neighbours() -> None:
+def test_a_layers_own_share_of_a_pattern_is_rounded_to_neighbors() -> None:
     """An allocation may ask 0.55 of a layer under 4:8: 4 of 8. It must not be 8 columns rounded anyhow."""
     weight = normal(6, 24)
     magnitude(pattern="4:8").prune_(tasks((weight, 0.55)))
@@ -100,7 +100,7 @@ def test_a_layers_own_share_of_a_pattern_is_rounded_to_neighbours() -> None:
 
 
 def test_a_width_that_the_pattern_does_not_divide_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unstructured_pruner.pattern=2:4: 4 neighbours .* the 10 inputs of matrix 0"):
+    with pytest.raises(ValueError, match=r"unstructured_pruner.pattern=2:4: 4 neighbors .* the 10 inputs of matrix 0"):
         magnitude(pattern="2:4").prune_(tasks((normal(4, 10), 0.5)))
 
 

@@ -64,7 +64,7 @@ def pruned(weight_OC: Tensor, statistic: Hessian, ratio: float, **settings: Any)
 EXPERTS = [(normal(10, 52, seed=e), normal(10, 52, seed=50 + e), correlated(90, 52, seed=100 + e)) for e in range(3)]
 
 
-def test_one_factorisation_serves_all_experts_and_one_hessian_gate_and_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_factorization_serves_all_experts_and_one_hessian_gate_and_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost of the method: a Hessian for each matrix would be twice as many, one call for each expert slow."""
     factor, shapes = torch.linalg.cholesky_ex, []
 
@@ -132,12 +132,12 @@ def test_n_of_m_is_exact_in_every_group(pattern: str, n: int, m: int) -> None:
 
 
 def test_a_width_that_m_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"pattern=2:4: 4 neighbours do not divide the 10 inputs of matrix"):
+    with pytest.raises(ValueError, match=r"pattern=2:4: 4 neighbors do not divide the 10 inputs of matrix"):
         pruned(normal(3, 10), hessian_of(normal(20, 10)), 0.5, pattern="2:4")
 
 
-def test_a_block_that_would_cut_neighbours_is_refused() -> None:
-    with pytest.raises(ValueError, match="block_size=10 would cut the 4 neighbours"):
+def test_a_block_that_would_cut_neighbors_is_refused() -> None:
+    with pytest.raises(ValueError, match="block_size=10 would cut the 4 neighbors"):
         sparsegpt(pattern="2:4", block_size=10)
 
 

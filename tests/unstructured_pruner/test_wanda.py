@@ -113,7 +113,7 @@ def test_a_row_is_compared_within_itself_whatever_its_size_a_matrix_is_not() -> 
 
 
 def test_the_same_tokens_more_often_do_not_change_a_saliency_per_token() -> None:
-    """What OWL compares between a rare and a frequent expert; the sum would favour the frequent one."""
+    """What OWL compares between a rare and a frequent expert; the sum would favor the frequent one."""
     weight, x = normal(3, 5), integers(8, 5)
     rare, frequent = WANDA.statistic(5), WANDA.statistic(5)
     rare.update(x)

@@ -186,7 +186,9 @@ def check_page(file: Path) -> None:
 
 
 def check_latex(folder: Path) -> None:
-    for file in folder.glob("*.tex"):
+    files = list(folder.glob("*.tex"))
+    assert files
+    for file in files:
         bare = re.sub(r"\\[{}\\&%$#_]", "", file.read_text())
         assert r"\input" not in bare
         assert bare.count("{") == bare.count("}")

@@ -17,7 +17,7 @@ class Exhaustive(ReconstructionPruner):
     """The subset with the least reconstruction loss, without a forward pass for each.
 
     The authors run the layer once for each of its C(n, r) subsets. Here the losses of all subsets are computed together
-    where the router renormalises its gates (`lattice`), and one by one from Gram matrices where it does not.
+    where the router renormalizes its gates (`lattice`), and one by one from Gram matrices where it does not.
     """
 
     max_subsets: int = Field(ge=1)

@@ -1,4 +1,4 @@
-"""The loss of every subset at once, for routers that renormalise the chosen experts' gates.
+"""The loss of every subset at once, for routers that renormalize the chosen experts' gates.
 
 Then a token's squared error depends on the removed set S through its new top-k alone, which few of the experts in S
 decide. As a function of S it is a sum over subsets Q of S, e(S) = sum_{Q <= S} g(Q), whose coefficients g (its Möbius

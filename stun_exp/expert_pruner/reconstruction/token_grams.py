@@ -1,6 +1,6 @@
 """Everything that the reconstruction loss of any subset of a layer's experts depends on, token by token.
 
-Lu et al. (arXiv 2402.14800) choose the experts C that minimise ||F'(x; C) - F(x)||_F, the change of the layer's routed
+Lu et al. (arXiv 2402.14800) choose the experts C that minimize ||F'(x; C) - F(x)||_F, the change of the layer's routed
 output. A token's squared error is a quadratic form in its gates: with y_i the output of expert i, g the gates after
 pruning and t the target, ||sum_i g_i y_i - t||^2 needs inner products alone. So each expert runs once on each token,
 one Gram matrix a token is kept, and no subset needs a forward pass.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from stun_exp.expert_pruner.stun.cut import Cut, fewest_clusters
 from stun_exp.expert_pruner.stun.linkage import Linkage, merge_path
 from stun_exp.expert_pruner.stun.similarity import row_distance
 from stun_exp.moe.observe import Statistic, one
@@ -16,8 +17,7 @@ from stun_exp.moe.plan import LayerPlan
 from stun_exp.moe.statistics import Coactivation, MeanOutputs
 
 if TYPE_CHECKING:
-    from stun_exp.expert_pruner.stun.cut import Cut
-    from stun_exp.expert_pruner.stun.stun import Finding
+    from stun_exp.expert_pruner.stun.finding import Finding
 
 
 def distances_alone(router_rows_ED: Tensor, statistics: Sequence[Statistic]) -> dict[str, np.ndarray | None]:
@@ -31,12 +31,13 @@ def distances_alone(router_rows_ED: Tensor, statistics: Sequence[Statistic]) -> 
 
 
 def clusters_json(
-    settings: dict[str, Any], findings: "Sequence[Finding]", cuts: "Sequence[Cut]", plans: Sequence[LayerPlan]
+    settings: dict[str, Any], findings: "Sequence[Finding]", cuts: Sequence[Cut], plans: Sequence[LayerPlan]
 ) -> tuple[dict[str, Any], list[str]]:
     """The document, and a warning for each layer in which a similarity could not be had."""
     # The official rule cannot make any number of clusters.
     method: Linkage = "complete" if settings["linkage"] == "official" else settings["linkage"]
-    layers = [_layer(method, *each) for each in zip(findings, cuts, plans, strict=True)]
+    limit = settings["max_removed_per_layer"]
+    layers = [_layer(method, limit, *each) for each in zip(findings, cuts, plans, strict=True)]
     lacking = [
         f"layer {layer['layer']}: clusters.json has no clusters by {name}: no two experts were ever active together"
         for layer in layers
@@ -46,7 +47,7 @@ def clusters_json(
     return {"settings": settings, "alone_linkage": method, "layers": layers}, lacking
 
 
-def _layer(method: Linkage, found: "Finding", cut: "Cut", plan: LayerPlan) -> dict[str, Any]:
+def _layer(method: Linkage, limit: int | None, found: "Finding", cut: Cut, plan: LayerPlan) -> dict[str, Any]:
     clusters, groups = cut.clusters, found.layer.num_groups
     within = np.concatenate(
         [found.distance_EE[np.ix_(c, c)][np.triu_indices(len(c), 1)] for c in clusters] or [np.empty(0)]
@@ -58,7 +59,7 @@ def _layer(method: Linkage, found: "Finding", cut: "Cut", plan: LayerPlan) -> di
     return {
         "layer": plan.layer,
         "num_experts": plan.num_experts,
-        "min_experts": found.layer.min_experts,
+        "min_experts": fewest_clusters(found.layer, limit),
         "stride": groups,
         "pairs": cut.path.pairs,
         "heights": cut.path.heights,

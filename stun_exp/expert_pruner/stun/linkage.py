@@ -14,7 +14,7 @@ Linkage = Literal["complete", "average", "single"]
 def merge_path(distance_EE: np.ndarray, method: Linkage, num_groups: int = 1) -> MergePath:
     """All merges of one layer, lowest first.
 
-    With groups of neighbouring experts a step merges once in each, at the greatest of their heights: so the groups
+    With groups of neighboring experts a step merges once in each, at the greatest of their heights: so the groups
     lose equally many, and no cluster reaches beyond its group.
     """
     size = len(distance_EE) // num_groups

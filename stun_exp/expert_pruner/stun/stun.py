@@ -1,11 +1,11 @@
 """STUN's expert stage: cluster experts that behave alike, keep one representative a cluster (arXiv 2409.06211, 4.2)."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stun_exp.expert_pruner.protocol import ExpertPruner
+from stun_exp.expert_pruner.stun.finding import Finding
 from stun_exp.moe.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
@@ -17,21 +17,8 @@ if TYPE_CHECKING:
     from stun_exp.moe.statistics import ExpertActivity
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What the plan needs of one layer of E experts."""
-
-    layer: "ExpertSource"
-    num_kept: int
-    distance_EE: "np.ndarray"
-    weight_distance_EE: "np.ndarray | None"
-    activity: "ExpertActivity | None"
-    alone: "dict[str, np.ndarray | None]"
-    """For the laboratory: the distances by one similarity alone; None where it says nothing."""
-
-
 class STUN(ExpertPruner):
-    """Behavioural similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
+    """Behavioral similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
 
     W_i is expert i's router row, a_ij the number of tokens whose top-k holds both experts, divided by its mean over
     the layer's pairs so that lambda2 does not depend on the amount of calibration text (the official code's
@@ -63,6 +50,11 @@ class STUN(ExpertPruner):
     """Below it, clusters become their mean instead of a representative; 0 never."""
     kappa_on: Literal["clusters", "size"]
     """Whether kappa counts a layer's clusters (the code) or a cluster's members (a reading of the paper)."""
+    threshold: float | None
+    """Under it clusters merge, as in the published code; it must keep as many experts as `ratio`, from which it is
+    found if it is null."""
+    max_removed_per_layer: int | None = Field(ge=1)
+    """The most experts that a layer may lose (the code's `top_k`); null for as many as its router can do without."""
     laboratory: bool
     """Whether to gather what clusters.json needs to compare similarities; every expert then runs on every token."""
 
@@ -78,6 +70,15 @@ class STUN(ExpertPruner):
             raise ValueError(
                 "lambda1, lambda2, lambda_weights and lambda_outputs are all 0: all experts would be alike; set one of "
                 "them above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> "STUN":
+        if self.threshold is not None and self.budget == "per_layer":
+            raise ValueError(
+                f"threshold={self.threshold:g} is one for all layers, and budget=per_layer finds one for each; pass "
+                "budget=global, or threshold=null"
             )
         return self
 
@@ -109,17 +110,19 @@ class STUN(ExpertPruner):
 
     def plan(self, findings: list[Any]) -> Plan:
         """One cluster, one expert. clusters.json says how the clusters came about."""
-        from stun_exp.expert_pruner.stun.cut import cut_linkage, cut_official
+        from stun_exp.expert_pruner.stun.cut import Goal, cut_linkage, cut_official, fewest_clusters
         from stun_exp.expert_pruner.stun.diagnostics import clusters_json
 
         layers, distances_EE = [found.layer for found in findings], [found.distance_EE for found in findings]
-        kept = [found.num_kept for found in findings]
+        limit = self.max_removed_per_layer
+        kept, least = [found.num_kept for found in findings], [fewest_clusters(layer, limit) for layer in layers]
+        goal = Goal(self.ratio, kept, least, self.budget, self.threshold, limit)
         warnings: list[str] = []
         if self.linkage == "official":
-            cuts, gave_up = cut_official(layers, distances_EE, kept, self.budget)
+            cuts, gave_up = cut_official(layers, distances_EE, goal)
             warnings += gave_up
         else:
-            cuts = cut_linkage(layers, distances_EE, kept, self.linkage, self.budget)
+            cuts = cut_linkage(layers, distances_EE, self.linkage, goal)
         plans = [self._layer_plan(found, cut) for found, cut in zip(findings, cuts, strict=True)]
         document, lacking = clusters_json(self.model_dump(), findings, cuts, plans)
         return Plan(plans, warnings + lacking, {"clusters.json": document})

@@ -202,7 +202,7 @@ def test_a_pattern_holds_in_every_matrix(
 
 def test_a_pattern_that_does_not_fit_names_the_matrix(mixtral: Checkpoint, prune: Make, component: Make) -> None:
     """Hidden size 16, expert width 24."""
-    with pytest.raises(ValueError, match=r"16 neighbours do not divide the 24 inputs of mlp.experts.0.down_proj"):
+    with pytest.raises(ValueError, match=r"16 neighbors do not divide the 24 inputs of mlp.experts.0.down_proj"):
         prune(mixtral, component("wanda", pattern="4:16"), 0.25)
 
 
