@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
     from stun_exp.moe.observe import Statistic
 
-Recorded = dict[int, tuple[LayerPlan, str]]
+RecordedPlans = dict[int, tuple[LayerPlan, str]]
 """Layer -> its plan, and the digest of the router that it was made for."""
 
 
@@ -33,7 +33,7 @@ class FromPlan(ExpertPruner):
         return path
 
     @cached_property
-    def recorded(self) -> Recorded:
+    def recorded(self) -> RecordedPlans:
         return read_plan(self.path)
 
     def removed_share(self) -> float:
@@ -77,7 +77,7 @@ def plan_file(path: str) -> Path:
     return place / "plan.json" if is_folder(place) else place
 
 
-def read_plan(path: str) -> Recorded:
+def read_plan(path: str) -> RecordedPlans:
     """The content of a plan.json, given as a file or by its folder; ValueError if it is missing or damaged."""
     file = plan_file(path)
     if not is_file(file):

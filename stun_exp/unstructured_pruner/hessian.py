@@ -81,7 +81,7 @@ def factors(
     return lower_GCC.flip(1, 2), alive_GC.flip(1), used
 
 
-def prune(
+def prune_by_hessian(
     weight_GCR: Tensor,
     factor_GCC: Tensor,
     alive_GC: Tensor,

@@ -7,13 +7,13 @@ from stun_exp.unstructured_pruner.saliency import SaliencyPruner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stun_exp.unstructured_pruner.protocol import Inputs, InputStatistic, Starved
+    from stun_exp.unstructured_pruner.protocol import InputsFrom, InputStatistic, Starved
 
 
 class Magnitude(SaliencyPruner):
     """|W|, compared within each matrix unless set otherwise. It sees no tokens, so no expert is starved for it."""
 
-    inputs: ClassVar["Inputs"] = "dense"
+    inputs: ClassVar["InputsFrom"] = "dense"
     min_tokens: ClassVar[int] = 0
     starved: ClassVar["Starved"] = "magnitude"
 

@@ -8,7 +8,7 @@ from stun_exp.config.component import Component
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stun_exp.unstructured_pruner.protocol import Inputs, InputStatistic, Starved, Task
+    from stun_exp.unstructured_pruner.protocol import InputsFrom, InputStatistic, Starved, Task
 
 
 class KeepAllWeights(Component):
@@ -18,7 +18,7 @@ class KeepAllWeights(Component):
     attention: ClassVar[bool] = False
     pattern: ClassVar[str] = "unstructured"
     experts_at_once: ClassVar[int | None] = None
-    inputs: ClassVar["Inputs"] = "dense"
+    inputs: ClassVar["InputsFrom"] = "dense"
     min_tokens: ClassVar[int] = 0
     starved: ClassVar["Starved"] = "magnitude"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-Inputs = Literal["pruned", "dense"]
+InputsFrom = Literal["pruned", "dense"]
 Starved = Literal["every_token", "shared", "magnitude", "dense"]
 
 
@@ -43,7 +43,7 @@ class UnstructuredPruner(Protocol):
     """Whether attention is pruned too."""
     pattern: str
     """`unstructured`, or n:m."""
-    inputs: Inputs
+    inputs: InputsFrom
     """Whether a layer's inputs come through the layers pruned before it, or through the dense ones."""
     min_tokens: int
     """An expert that fewer calibration tokens reached is starved."""

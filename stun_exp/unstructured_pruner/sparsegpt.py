@@ -111,7 +111,7 @@ class SparseGPT(Component):
                 )
         matrices = [(len(task.weight_OC), task.ratio) for task in batch[0]]
         weight_GCR = torch.stack([torch.cat([task.weight_OC.float() for task in bundle]).mT for bundle in batch])
-        kept_GCR = hessian.prune(
+        kept_GCR = hessian.prune_by_hessian(
             weight_GCR.contiguous(), factor_GCC, alive_GC, matrices, self.block_size, n_of_m[1] if n_of_m else None
         )
         for bundle, kept_CR in zip(batch, kept_GCR, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stun_exp.expert_pruner.stun.cut import Budget, Cut, Goal, cut_linkage, cut_official, fewest_clusters
+from stun_exp.expert_pruner.stun.cut import BudgetOver, Cut, Goal, cut_linkage, cut_official, fewest_clusters
 
 
 def line(*points: float) -> np.ndarray:
@@ -15,7 +15,7 @@ def line(*points: float) -> np.ndarray:
 
 def cuts(
     linkage: Any,
-    budget: Budget,
+    budget: BudgetOver,
     layers: list[Any],
     distances: list[np.ndarray],
     kept: list[int],
@@ -64,7 +64,7 @@ def test_no_layer_falls_below_what_its_router_needs(linkage: str, source: Any) -
 
 @pytest.mark.parametrize("linkage", ["complete", "average", "single", "official"])
 @pytest.mark.parametrize("budget", ["global", "per_layer"])
-def test_groups_of_a_router_lose_equally_many(linkage: str, budget: Budget, source: Any) -> None:
+def test_groups_of_a_router_lose_equally_many(linkage: str, budget: BudgetOver, source: Any) -> None:
     """0 and 4 are nearest of all but lie in different groups of four; 5-6 is far, but its group must lose one too."""
     grouped = source(0, torch.zeros(8, 1), num_groups=2)
     (cut,), warnings = cuts(linkage, budget, [grouped], [line(0, 1, 3, 7, 0.01, 10, 12, 20)], [6])
@@ -112,7 +112,7 @@ def test_no_layer_loses_more_than_the_limit(linkage: str, layers: list[Any]) -> 
 
 @pytest.mark.parametrize("linkage", ["complete", "official"])
 @pytest.mark.parametrize("budget", ["global", "per_layer"])
-def test_a_limit_that_rules_the_ratio_out_is_refused(linkage: str, budget: Budget, layers: list[Any]) -> None:
+def test_a_limit_that_rules_the_ratio_out_is_refused(linkage: str, budget: BudgetOver, layers: list[Any]) -> None:
     """The published script would try ten thresholds and end."""
     told = (
         r"^expert_pruner\.max_removed_per_layer=1: 2 of 8 experts can go, and expert_pruner\.ratio=0\.5 removes 4; "

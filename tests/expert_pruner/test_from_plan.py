@@ -51,7 +51,7 @@ def test_a_replayed_plan_is_the_plan(
     again, passes = plan_and_passes(checkpoint, replay, [tokens_BT])
     assert again.layers == plan.layers
     assert passes == 0
-    assert replay.ratio == pytest.approx(1 - sum(len(x.kept) for x in plan.layers) / (6 * len(plan.layers)))
+    assert replay.removed_share() == pytest.approx(1 - sum(len(x.kept) for x in plan.layers) / (6 * len(plan.layers)))
 
 
 def test_ratio_is_the_share_removed_to_the_last_digit(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_file_and_folder_are_the_same(tmp_path: Path) -> None:
 def test_it_survives_the_way_to_another_process(tmp_path: Path) -> None:
     """Launchers send components, also after something has asked for the ratio."""
     replay = FromPlan(path=str(write(tmp_path, Plan([keep(3, 4, [1, 2])]))))
-    assert replay.ratio == 0.5
+    assert replay.removed_share() == 0.5
     assert pickle.loads(pickle.dumps(replay)).ratio == 0.5
 
 

@@ -11,7 +11,7 @@ from stun_exp.expert_pruner.stun.linkage import Linkage, merge_path
 from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
 from stun_exp.expert_pruner.stun.official_search import OfficialLayers, nearest, search
 
-Budget = Literal["global", "per_layer"]
+BudgetOver = Literal["global", "per_layer"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Goal:
     """How many experts each layer keeps if all lose that share."""
     least: Sequence[int]
     """The fewest that each layer may keep."""
-    budget: Budget
+    budget: BudgetOver
     threshold: float | None
     """Given instead of searched for: no merge happens above it."""
     max_removed: int | None

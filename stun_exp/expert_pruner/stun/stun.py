@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from stun_exp.expert_pruner.protocol import ExpertSource
     from stun_exp.expert_pruner.stun.cut import Cut
     from stun_exp.moe.observe import Statistic
-    from stun_exp.moe.statistics import ExpertActivity
 
 
 class STUN(ExpertPruner):

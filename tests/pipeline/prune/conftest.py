@@ -23,7 +23,7 @@ from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.masks import SquaredNorm
 from stun_exp.unstructured_pruner.moe_pruner import MoEPruner
-from stun_exp.unstructured_pruner.protocol import Inputs, Starved, Task, UnstructuredPruner
+from stun_exp.unstructured_pruner.protocol import InputsFrom, Starved, Task, UnstructuredPruner
 from stun_exp.unstructured_pruner.wanda import Wanda
 
 COMPONENTS = {"wanda": Wanda, "moe_pruner": MoEPruner, "magnitude": Magnitude}
@@ -50,13 +50,13 @@ class Recorder:
     def __init__(
         self,
         wanda: Wanda,
-        inputs: Inputs = "pruned",
+        inputs: InputsFrom = "pruned",
         min_tokens: int = 1,
         starved: Starved = "every_token",
         experts_at_once: int | None = None,
     ):
         self.wanda = wanda
-        self.inputs: Inputs = inputs
+        self.inputs: InputsFrom = inputs
         self.min_tokens = min_tokens
         self.starved: Starved = starved
         self.experts_at_once = experts_at_once
