@@ -3,7 +3,7 @@
 from copy import deepcopy
 from typing import Any
 
-from timing import alternate, ratio
+from scripts.benchmarks.timing import alternate, ratio
 
 
 def observe_over_forward() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timing import ratio, seconds, timed
+from scripts.benchmarks.timing import ratio, seconds, timed
 
 BIN = Path(sys.executable).parent
 PRUNERS = ("exhaustive", "greedy_reconstruction")

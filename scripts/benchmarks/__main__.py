@@ -16,20 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_experts import (
+from scripts.benchmarks.experts import (
     exhaustive_n16_seconds,
     exhaustive_vs_forwards,
     gram_memory,
     stun_budget_vs_restart,
     stun_global_budget_seconds,
 )
-from bench_inspect import inspect_command_seconds, inspect_million_seconds
-from bench_models import nf4_expert_bytes_ratio, observe_over_forward
-from bench_stream import stream_over_memory, stream_overlap, stream_rss_per_layer
-from bench_sweeps import grid20_dense_over_point, grid20_pruned_over_twenty, report200_seconds, resweep_seconds
-from timing import alternate, minutes, ratio, seconds
+from scripts.benchmarks.inspection import inspect_command_seconds, inspect_million_seconds
+from scripts.benchmarks.models import nf4_expert_bytes_ratio, observe_over_forward
+from scripts.benchmarks.streaming import stream_over_memory, stream_overlap, stream_rss_per_layer
+from scripts.benchmarks.sweeps import (
+    grid20_dense_over_point,
+    grid20_pruned_over_twenty,
+    report200_seconds,
+    resweep_seconds,
+)
+from scripts.benchmarks.timing import alternate, minutes, ratio, seconds
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "bench.json"
 STUN = [str(Path(sys.executable).parent / "stun")]
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timing import alternate, ratio, timed
+from scripts.benchmarks.timing import alternate, ratio, timed
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def exhaustive_vs_forwards() -> dict[str, Any]:
@@ -27,10 +27,10 @@ def gram_memory() -> dict[str, Any]:
 
     def peak(chunk_tokens: int) -> float:
         # A process each, and large blocks straight from the system: what one search leaves behind is not counted.
-        program = f"import bench_experts; print(bench_experts.gram_peak_gib({chunk_tokens}))"
+        program = f"from scripts.benchmarks.experts import gram_peak_gib; print(gram_peak_gib({chunk_tokens}))"
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
         command = [sys.executable, "-c", program]
-        done = subprocess.run(command, cwd=HERE, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
         return float(done.stdout)
 
     return {**ratio(peak(512), peak(16384)), "unit": "of the memory"}

@@ -16,9 +16,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from scale_parts import LENGTH, SEQUENCES, anonymous_memory, device_rate, disk_rates, make
+from scripts.benchmarks.scale_parts import LENGTH, SEQUENCES, anonymous_memory, device_rate, disk_rates, make
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 _RUNNING: set[str] = set()
 HEADER = (
@@ -91,8 +91,9 @@ def measure(card: str, num_layers: int, folder: Path, ratio: float) -> dict[str,
 
 def pruned_by_a_child(folder: Path, stream: str, ratio: float = 0.2) -> dict[str, Any]:
     """What `prune` says of folder/source, from a process in which nothing else has happened."""
-    command = [sys.executable, __file__, "--child", str(folder / "source"), str(folder / "run"), stream, str(ratio)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    places = [str((folder / name).resolve()) for name in ("source", "run")]
+    command = [sys.executable, "-m", "scripts.benchmarks.scale", "--child", *places, stream, str(ratio)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from timing import seconds, timed
+from scripts.benchmarks.timing import seconds, timed
 
 NUM_LAYERS, NUM_EXPERTS = 64, 5208
 ATTENTION = [f"self_attn.{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]

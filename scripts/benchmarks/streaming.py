@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_scale import pruned_by_a_child
-from scale_parts import make
-from timing import alternate, ratio
+from scripts.benchmarks.scale import pruned_by_a_child
+from scripts.benchmarks.scale_parts import make
+from scripts.benchmarks.timing import alternate, ratio
 
 # A Mixtral layer of 101 MB: large beside what a process has anyway, small enough to repeat.
 DIMENSIONS = {
@@ -58,9 +58,8 @@ def stream_over_memory() -> dict[str, Any]:
 
 def stream_overlap() -> dict[str, Any]:
     """Seconds of pruning and writing 6 layers, over the largest of reading, computing and writing; at most 1.4."""
-    from bench_scale import timed_method
-    from timing import timed
-
+    from scripts.benchmarks.scale import timed_method
+    from scripts.benchmarks.timing import timed
     from stun_exp.checkpoint.checkpoint import Checkpoint
     from stun_exp.checkpoint.writer import CheckpointWriter
     from stun_exp.pipeline.prune import WeightStage
@@ -89,7 +88,7 @@ def _prune(checkpoint: Any, out: Path) -> None:
     from stun_exp.streaming.walk import Walk
     from stun_exp.unstructured_pruner.wanda import Wanda
 
-    pruner = Wanda(
+    pruner: Any = Wanda(
         attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"
     )
     stage, writer = WeightStage(pruner, "decoder"), CheckpointWriter(checkpoint, out)
