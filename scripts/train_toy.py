@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scripts.toy.probe import accuracies, expert_shares
+from scripts.toy.recipes import TOYS
+from scripts.toy.tokenizer import train_tokenizer
+from scripts.toy.training import ship, train
 from stun_exp.toy import MODELS
-from stun_exp.toy.probe import accuracies, expert_shares
-from stun_exp.toy.recipes import TOYS
-from stun_exp.toy.tokenizer import train_tokenizer
-from stun_exp.toy.training import ship, train
 
 CHECKPOINT_EVERY = 250
 MIN_EXPERT_SHARE = 0.1
