@@ -15,7 +15,7 @@ IN_THE_DARK = ("#857bff", "#ffe056", "#7afcd7", "#c07b9c", "#dd6e1f", "#a9deff",
 DARK = {INK: "#e4e8ee", GRID: "#333b46", FAINT: "#66707d", PAPER: "#1a1f27"} | dict(
     zip(COLOURS, IN_THE_DARK, strict=True)
 )
-"""The twin that every colour but a heat map's has on a dark page."""
+"""What every color but a heat map's is on a dark page."""
 MARKERS = (("o", 6), ("s", 5.5), ("^", 6.5), ("D", 5), ("v", 6.5), ("P", 7), ("X", 7), ("*", 9))
 """With sizes that look alike."""
 WIDTH = 4.0

@@ -18,7 +18,7 @@ from stun_exp.report.tables.results import Cell, ResultsTable, lower_is_better, 
 
 BUNDLED = "bundled:"
 FILE = Path(__file__).with_name("published.csv")
-TWINS = {
+TOY_NAMES = {
     "c4": "toy",
     "math": "toy_maths",
     "gsm8k": "toy_gsm8k",
@@ -26,7 +26,7 @@ TWINS = {
     "hellaswag": "toy_hellaswag",
     "mmlu": "toy_mmlu",
 }
-"""What stands for a calibration text or a benchmark in the twin of a pack on a bundled model."""
+"""Calibration texts and benchmarks, and what stands for them in the toy version of a pack."""
 TOLERANCE = 0.005
 """How far our sparsity may be from the published one, which is printed in whole percents."""
 NOT_COMPARABLE = "not comparable: "
@@ -44,7 +44,7 @@ def published_rows() -> list[Row]:
 
 
 def compare(reports: Sequence[Report]) -> ResultsTable | None:
-    """A row for each published figure of these runs' methods, on their model or on the one that it is a twin of.
+    """A row for each published figure of these runs' methods, on their model or in the toy version of their pack.
 
     Ours, theirs, the difference, our standard error over items and seeds (theirs is not known), and a verdict: within
     1.96 standard errors, better, worse, or why the two cannot be compared. Accuracies are in percent. None if nothing
@@ -54,7 +54,8 @@ def compare(reports: Sequence[Report]) -> ResultsTable | None:
     lines: list[list[Cell]] = []
     remarks, not_run = dict[str, None](), dict[str, None]()
     for row in published_rows():
-        near = [point for point in found if _is_method(row, point) and (_is_model(row, point) or _is_twin(row, point))]
+        of_method = [point for point in found if _is_method(row, point)]
+        near = [point for point in of_method if _is_model(row, point) or _is_toy_version(row, point)]
         same = [point for point in near if _has_settings(row, point)]
         if not same and any(_is_of_pack(row, point) for point in near):
             share = f"{100 * float(row['sparsity']):g} %"
@@ -93,8 +94,8 @@ def _is_model(row: Row, point: Point) -> bool:
     return bool(row["model_card"]) and row["model_card"] == _choice(point, "model")
 
 
-def _is_twin(row: Row, point: Point) -> bool:
-    """Whether the run is of the pack's twin, on a bundled model."""
+def _is_toy_version(row: Row, point: Point) -> bool:
+    """Whether the run is of the pack's toy version, on a bundled model."""
     return _is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(BUNDLED)
 
 
@@ -103,15 +104,15 @@ def _is_of_pack(row: Row, point: Point) -> bool:
 
 
 def _has_settings(row: Row, point: Point) -> bool:
-    """Whether the run has the row's sparsity and settings; a twin stands for sizes that its model is too small for."""
+    """Whether the run has the row's sparsity and settings; a toy version has sizes of its own, for a small model."""
     if point.is_unpruned:
         return True
     asked = {"recovery": "none", "skipping": "none", **dict(text.split("=") for text in row["our_settings"].split())}
     ours = flat_settings(point.reports[0])
-    of_twin = not _is_model(row, point)
+    of_toy = not _is_model(row, point)
     for key, value in asked.items():
-        is_twins = of_twin and (key.startswith("calibration.") or ours.get(key) == TWINS.get(value))
-        if ours.get(key) != value and not is_twins:
+        is_toys = of_toy and (key.startswith("calibration.") or ours.get(key) == TOY_NAMES.get(value))
+        if ours.get(key) != value and not is_toys:
             return False
     return abs(point.sparsity - float(row["sparsity"])) <= TOLERANCE
 
@@ -128,12 +129,12 @@ def _measured(row: Row, point: Point) -> Measured | None:
 
 
 def _keys(row: Row, point: Point) -> list[str]:
-    """Our metrics; those of a twin's benchmarks where the model is another."""
+    """Our metrics; those of the toy version's benchmarks where the model is another."""
     keys = row["our_metrics"].split()
     if _is_model(row, point):
         return keys
     parts = [key.partition("/") for key in keys]
-    return [f"{TWINS.get(task, task)}/{metric}" for task, _, metric in parts]
+    return [f"{TOY_NAMES.get(task, task)}/{metric}" for task, _, metric in parts]
 
 
 def _ours(row: Row, point: Point) -> list[Cell]:
@@ -161,7 +162,7 @@ def _ours(row: Row, point: Point) -> list[Cell]:
 def _hindrances(row: Row, point: Point) -> list[str]:
     """Why the two figures cannot be compared."""
     report, measured = point.reports[0], _measured(row, point)
-    why = [] if _is_model(row, point) else ["a toy twin, another model"]
+    why = [] if _is_model(row, point) else ["a toy version, another model"]
     if not row["our_metrics"]:
         return [*why, row["remark"]]
     if (limit := report["settings"]["eval"].get("limit")) is not None:

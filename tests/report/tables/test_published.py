@@ -103,8 +103,8 @@ def test_printed_is_what_was_compared_and_how_much_was_not(ours: Ours) -> None:
     others = len(table.cells) - len(printed.cells)
     assert others > 0
     assert printed.notes[-1].startswith(f"Published figures that cannot be compared with ours: {others};")
-    twin = ours(choices={"experiment": "toy/stun_table2"}, source="bundled:toy_moe", model="toy_moe")
-    table = compare([twin])
+    toy = ours(choices={"experiment": "toy/stun_table2"}, source="bundled:toy_moe", model="toy_moe")
+    table = compare([toy])
     assert table is not None
     assert (with_verdict(table).cells, len(with_verdict(table).notes)) == ([], 1)
 
@@ -190,16 +190,16 @@ def test_the_baseline_stands_for_the_unpruned_model(ours: Ours) -> None:
     assert found == [["None r=8", "MMLU", "67.88", "67.98", "+0.10", "0.40", "agrees within noise"]]
 
 
-def test_a_toy_twin_is_shown_beside_its_pack_and_compared_with_nothing(ours: Ours) -> None:
+def test_a_toy_version_is_shown_beside_its_pack_and_compared_with_nothing(ours: Ours) -> None:
     """Its own benchmarks, calibrated on its own text. A run of another real model is not about these figures at all."""
-    twin = {"model": "toy_moe", "source": "bundled:toy_moe", "metrics": {"toy_mmlu/acc,none": 0.2}}
+    toy = {"model": "toy_moe", "source": "bundled:toy_moe", "metrics": {"toy_mmlu/acc,none": 0.2}}
     choices = {"experiment": "toy/stun_table2", "calibration": "toy"}
-    found = [row for row in lines(ours(choices=choices, **twin)) if row[1] == "MMLU"]
+    found = [row for row in lines(ours(choices=choices, **toy)) if row[1] == "MMLU"]
     assert {(row[2], row[3], row[-1]) for row in found} == {
-        ("59.24 (unverified)", "20.00", "not comparable: a toy twin, another model"),
-        ("60.39 (unverified)", "20.00", "not comparable: a toy twin, another model"),
+        ("59.24 (unverified)", "20.00", "not comparable: a toy version, another model"),
+        ("60.39 (unverified)", "20.00", "not comparable: a toy version, another model"),
     }
-    assert lines(ours(choices={"calibration": "toy"}, **twin)) == []
+    assert lines(ours(choices={"calibration": "toy"}, **toy)) == []
     assert lines(ours(model="olmoe_1b_7b", choices={"experiment": "stun_table2"})) == []
 
 
