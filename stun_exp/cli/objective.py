@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from stun_exp.report.data.metrics import headlines, lower_is_better
 from stun_exp.report.data.points import Report
-from stun_exp.report.tables.results import headlines, lower_is_better
 from stun_exp.utils.json_files import read_json, with_numbers
 
 

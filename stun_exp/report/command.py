@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stun_exp.cli.interrupts import stoppable
-from stun_exp.cli.naming import shortened
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets, unequal
 from stun_exp.report.data.read import read_runs
 from stun_exp.report.tables.formats import comma_separated, latex
@@ -18,6 +16,7 @@ from stun_exp.report.tables.results import ResultsTable, results_table
 from stun_exp.report.tables.significance import significance_table
 from stun_exp.state.failures import failures
 from stun_exp.utils import markdown
+from stun_exp.utils.names import shortened
 
 if TYPE_CHECKING:
     from stun_exp.report.page import Section
@@ -43,7 +42,6 @@ class Part:
     """What of it is printed."""
 
 
-@stoppable()
 def main() -> None:
     """Runs the command line; exits with 2 if there is nothing to read, or if runs cannot be compared."""
     parser = argparse.ArgumentParser(prog="stun-report", description=DESCRIPTION)

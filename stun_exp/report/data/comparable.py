@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Report, flat_settings, identity, shown_settings
 from stun_exp.report.data.read import Run
-from stun_exp.report.tables.results import headlines
 
 NAMED = 2
 """Runs that a refusal names of each kind before it counts the rest."""

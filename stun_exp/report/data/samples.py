@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from stun_exp.cli.naming import shortened
 from stun_exp.utils.json_files import read_regular
+from stun_exp.utils.names import shortened
 
 if TYPE_CHECKING:
     import numpy as np

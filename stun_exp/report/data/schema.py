@@ -6,9 +6,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
-from stun_exp.cli.naming import shortened
 from stun_exp.state.artifacts import SCHEMA
 from stun_exp.utils.json_files import NOT_FINITE
+from stun_exp.utils.names import shortened
 
 DEEPEST = 32
 """Levels of nesting; a report has a third of that."""

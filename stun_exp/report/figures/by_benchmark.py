@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
+from stun_exp.report.data.metrics import scale_and_digits
 from stun_exp.report.data.points import Point, Report
 from stun_exp.report.data.schema import LARGEST
 from stun_exp.report.data.studies import RATIO, SPARSITY, Group, Study, asked, at_most_common, together, told_apart_by
@@ -10,7 +11,6 @@ from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
 from stun_exp.report.figures.spec import Quality, Sketch, Spots, about_quality, drawn_lines, left_out
 from stun_exp.report.figures.style import Axis
-from stun_exp.report.tables.results import scale_and_digits
 
 MANY_TICKS = 8
 

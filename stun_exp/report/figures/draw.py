@@ -5,6 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Report
 from stun_exp.report.data.studies import Study, studies
 from stun_exp.report.figures import by_benchmark as benchmark_sketches
@@ -12,7 +13,6 @@ from stun_exp.report.figures import by_model as model_sketches
 from stun_exp.report.figures import by_stage as stage_sketches
 from stun_exp.report.figures import style as drawing
 from stun_exp.report.figures.spec import Quality, Sketch
-from stun_exp.report.tables.results import headlines
 
 
 @dataclass(frozen=True)

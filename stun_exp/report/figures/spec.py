@@ -6,12 +6,12 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Point
 from stun_exp.report.data.schema import LARGEST
 from stun_exp.report.data.studies import Study
 from stun_exp.report.figures import style as drawing
 from stun_exp.report.figures.style import Axis, Line, Reference
-from stun_exp.report.tables.results import lower_is_better, scale_and_digits
 
 MOST = 30
 """Methods that one figure holds."""

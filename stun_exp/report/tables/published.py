@@ -13,8 +13,9 @@ from math import isfinite, sqrt
 from pathlib import Path
 from statistics import mean
 
+from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Measured, Point, Report, flat_settings, points
-from stun_exp.report.tables.results import Cell, ResultsTable, lower_is_better, scale_and_digits
+from stun_exp.report.tables.results import Cell, ResultsTable
 
 BUNDLED = "bundled:"
 FILE = Path(__file__).with_name("published.csv")

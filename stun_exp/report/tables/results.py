@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from stun_exp.report.data.metrics import headlines, lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Measured, Point, Report, points
 from stun_exp.utils import markdown
 
@@ -96,24 +97,6 @@ def results_table(reports: Sequence[Report]) -> ResultsTable:
         for point in found
     ]
     return ResultsTable(columns, rows, tuple(_notes(reports, found, several, bool(best))))
-
-
-def headlines(reports: Sequence[Report]) -> dict[str, str]:
-    """Key of each benchmark's headline metric -> the benchmark, over all runs."""
-    keys: dict[str, str] = {}
-    for report in reports:
-        for benchmark in report["settings"]["eval"].get("benchmarks", {}).values():
-            keys.setdefault(f"{benchmark['task']}/{benchmark['metric']}", benchmark["task"])
-    return keys
-
-
-def scale_and_digits(key: str) -> tuple[float, int]:
-    """How a metric is shown: accuracies in percent, perplexities as they are."""
-    return (1.0, 3) if lower_is_better(key) else (100.0, 1)
-
-
-def lower_is_better(key: str) -> bool:
-    return "perplexity" in key or "bits" in key
 
 
 def column_names(figures: dict[str, str]) -> list[str]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import mean, stdev
 
+from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Measured, Report
-from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell, headlines
+from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell
 
 
 def differences_table(reports: Sequence[Report], reference: str) -> ResultsTable:

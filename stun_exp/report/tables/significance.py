@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Measured, Point, Report, points
 from stun_exp.report.data.samples import SAMPLES, Items, check_same_items, read_samples
-from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell, headlines
+from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell
 
 if TYPE_CHECKING:
     import numpy as np
