@@ -12,7 +12,7 @@ from stun_exp.utils.json_files import read_json, read_regular
 
 MANIFEST = "written.json"
 """In a report's folder: each file that was written there -> the sha256 of its content, or of both that it may have."""
-INDEX = "index.html"
+INDEX_PAGE = "index.html"
 WAY_OUT = "move it away, or choose another folder with --out"
 
 
@@ -86,7 +86,7 @@ def _blocked(folder: Path, name: str) -> str | None:
 
 def _is_older_report(folder: Path) -> bool:
     """Whether the page of a report from before there were manifests is there: files of a report's names are its own."""
-    index = folder / INDEX
+    index = folder / INDEX_PAGE
     return index.is_file() and not index.is_symlink() and index.read_bytes().startswith(HEAD.encode())
 
 

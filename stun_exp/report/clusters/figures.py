@@ -8,19 +8,19 @@ from typing import Any
 from stun_exp.report.clusters.runs import ClusteredRun, kept_by_budget
 from stun_exp.utils.files import write_file
 
-COLUMNS = 4
-MARK = b"stun-clusters"
+TREES_ACROSS = 4
+DRAWN_BY = b"stun-clusters"
 """In the head of each figure's file: what has drawn it."""
 
 
 def is_ours(file: Path) -> bool:
     """Whether a file is a figure that `stun-clusters` has drawn."""
-    return file.is_file() and not file.is_symlink() and MARK in file.read_bytes()[:1000]
+    return file.is_file() and not file.is_symlink() and DRAWN_BY in file.read_bytes()[:1000]
 
 
 def dendrograms(run: ClusteredRun, file: Path) -> None:
     """Each layer's merges as a tree, those that happened in color, and the threshold at which it was cut."""
-    columns = min(COLUMNS, len(run.layers))
+    columns = min(TREES_ACROSS, len(run.layers))
     rows = -(-len(run.layers) // columns)
     figure = _figure(max(4.2 * columns, 6), 2.9 * rows + 0.5)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -123,7 +123,7 @@ def indices(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
 
 def _save(figure: Any, file: Path) -> None:
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": MARK.decode()})
+    figure.savefig(content, format="png", dpi=130, metadata={"Software": DRAWN_BY.decode()})
     write_file(file, [content.getvalue()])
 
 

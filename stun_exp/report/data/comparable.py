@@ -7,9 +7,9 @@ from typing import Any
 
 from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Report, flat_settings, identity, shown_settings
-from stun_exp.report.data.read import Run
+from stun_exp.report.data.read import ReportedRun
 
-NAMED = 2
+NAMED_RUNS = 2
 """Runs that a refusal names of each kind before it counts the rest."""
 ITEMS = "the number of items"
 
@@ -19,7 +19,7 @@ class ComparableSet:
     """Runs of one model, measured by the same benchmarks in the same way."""
 
     heading: str
-    runs: list[Run]
+    runs: list[ReportedRun]
     repeated: list[str]
     """Runs that were left out, because the same run is there already."""
     notes: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class ComparableSet:
         return [run.report for run in self.runs]
 
 
-def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
+def comparable_sets(runs: Sequence[ReportedRun]) -> list[ComparableSet]:
     """The runs in sets that may each have a table: one for each model, and for each way to measure it.
 
     What would spoil a comparison within a set without being seen is refused, all of it at once (ValueError): another
@@ -39,7 +39,7 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
     other figures for a run that is otherwise the same; another number of layers; and within a row other code or
     libraries.
     """
-    together: dict[tuple[str, str, str], list[Run]] = {}
+    together: dict[tuple[str, str, str], list[ReportedRun]] = {}
     for run in runs:
         together.setdefault(_kind(run.report), []).append(run)
     sets, refusals = [], []
@@ -81,9 +81,9 @@ def _heading(kind: tuple[str, str, str], kinds: Sequence[tuple[str, str, str]]) 
     return "; ".join(parts)
 
 
-def _repeats(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+def _repeats(runs: Sequence[ReportedRun]) -> tuple[list[str], list[str]]:
     """Runs that are there already, and those that should be the same as another and have other figures."""
-    first: dict[tuple[str, int], Run] = {}
+    first: dict[tuple[str, int], ReportedRun] = {}
     repeated, doubtful = [], []
     for run in runs:
         earlier = first.setdefault((identity(run.report), run.report["seed"]), run)
@@ -97,7 +97,7 @@ def _repeats(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     return repeated, doubtful
 
 
-def unequal(runs: Sequence[Run]) -> Iterator[str]:
+def unequal(runs: Sequence[ReportedRun]) -> Iterator[str]:
     """What differs and may not where figures are compared, with the runs on each side."""
     limits = False  # differ, and with them the numbers of items, of which then nothing more is said
     for what, sides in _differing(runs, _aspects):
@@ -106,15 +106,15 @@ def unequal(runs: Sequence[Run]) -> Iterator[str]:
             yield f"{what} differs: {sides}"
 
 
-def _other_layers(runs: Sequence[Run]) -> Iterator[str]:
+def _other_layers(runs: Sequence[ReportedRun]) -> Iterator[str]:
     """Numbers of layers that differ though the model is the same, so that no figure could have both."""
     for what, sides in _differing(runs, lambda report: {"the number of MoE layers": len(report["experts"]["before"])}):
         yield f"{what} differs: {sides}"
 
 
-def _within_rows(runs: Sequence[Run]) -> Iterator[str]:
+def _within_rows(runs: Sequence[ReportedRun]) -> Iterator[str]:
     """What differs and may not among runs that one row averages, or of which one repeats another."""
-    rows: dict[str, list[Run]] = {}
+    rows: dict[str, list[ReportedRun]] = {}
     for run in runs:
         rows.setdefault(identity(run.report), []).append(run)
     for row in rows.values():
@@ -122,7 +122,7 @@ def _within_rows(runs: Sequence[Run]) -> Iterator[str]:
             yield f"{what} differs within the row {row[0].report['name']}: {sides}"
 
 
-def _between_rows(runs: Sequence[Run]) -> Iterator[str]:
+def _between_rows(runs: Sequence[ReportedRun]) -> Iterator[str]:
     """What differs among the runs of a table and may have moved their figures."""
     code = [f"{what} ({sides})" for what, sides in _differing(runs, _code)]
     if code:
@@ -132,7 +132,9 @@ def _between_rows(runs: Sequence[Run]) -> Iterator[str]:
         yield f"Runs were made on different machines, which moves last digits: {'; '.join(machines)}."
 
 
-def _differing(runs: Sequence[Run], aspects_of: Callable[[Report], Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _differing(
+    runs: Sequence[ReportedRun], aspects_of: Callable[[Report], Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
     """(An aspect that runs do not agree in, its values with the runs that have each)."""
     aspects = [aspects_of(run.report) for run in runs]
     for what in dict.fromkeys(name for aspect in aspects for name in aspect):
@@ -181,10 +183,10 @@ def _aspects(report: Report) -> dict[str, Any]:
     return found
 
 
-def _tokens(runs: Sequence[Run]) -> Iterator[str]:
+def _tokens(runs: Sequence[ReportedRun]) -> Iterator[str]:
     """Calibration tokens that differ though the seed is the same, and every setting of them that has a column."""
     shown = [key for key in shown_settings([run.report for run in runs]) if _is_calibration(key)]
-    together: dict[str, dict[str, list[Run]]] = {}
+    together: dict[str, dict[str, list[ReportedRun]]] = {}
     for run in runs:
         settings = flat_settings(run.report)
         text = ", ".join([f"seed {run.report['seed']}", *(f"{key}={settings.get(key)}" for key in shown)])
@@ -192,7 +194,7 @@ def _tokens(runs: Sequence[Run]) -> Iterator[str]:
         together.setdefault(text, {}).setdefault(tokens, []).append(run)
     for text, sides in together.items():
         if len(sides) > 1:
-            told = _told_apart([side[0].report for side in sides.values()])
+            told = _distinguishing_calibration([side[0].report for side in sides.values()])
             named = [
                 f"{how or 'others'} in {_names([run.where for run in side])}"
                 for how, side in zip(told, sides.values(), strict=True)
@@ -200,7 +202,7 @@ def _tokens(runs: Sequence[Run]) -> Iterator[str]:
             yield f"calibration tokens of {text} differ: {'; '.join(named)}"
 
 
-def _told_apart(reports: Sequence[Report]) -> list[str]:
+def _distinguishing_calibration(reports: Sequence[Report]) -> list[str]:
     """For each report the settings of the calibration that differ among them."""
     each = [{key: v for key, v in flat_settings(report).items() if _is_calibration(key)} for report in reports]
     differing = [key for key in {k: None for one in each for k in one} if len({one.get(key) for one in each}) > 1]
@@ -212,5 +214,5 @@ def _is_calibration(key: str) -> bool:
 
 
 def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - NAMED_RUNS} more" if len(names) > NAMED_RUNS else ""
+    return ", ".join(names[:NAMED_RUNS]) + more

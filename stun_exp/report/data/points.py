@@ -48,12 +48,12 @@ class Point:
 
     @property
     def sparsity(self) -> float:
-        """The one asked for: points compete where it is equal."""
+        """The requested one: points compete where it is equal."""
         return 0.0 if self.is_baseline else float(self.reports[0]["sparsity"]["target"])
 
     @property
     def ratio(self) -> float | None:
-        """The share of experts asked for; None without an expert stage."""
+        """The requested share of experts; None without an expert stage."""
         return None if self.is_baseline else self.reports[0]["settings"]["expert_pruner"].get("ratio")
 
     @property

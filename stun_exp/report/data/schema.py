@@ -10,11 +10,11 @@ from stun_exp.state.artifacts import SCHEMA
 from stun_exp.utils.json_files import NOT_FINITE
 from stun_exp.utils.names import shortened
 
-DEEPEST = 32
+DEEPEST_NESTING = 32
 """Levels of nesting; a report has a third of that."""
-MOST = 10**18
+LARGEST_WHOLE = 10**18
 """Of whole numbers."""
-LARGEST = 1e100
+LARGEST_NUMBER = 1e100
 """Of numbers that are counted with."""
 _SAID = {
     "missing": "missing",
@@ -48,8 +48,8 @@ def _error(value: Any) -> float:
 def _amount(value: Any) -> float:
     """A number to count with."""
     number = _measured(value)
-    if not 0 <= number <= LARGEST:
-        raise PydanticCustomError("number", f"must be a number from 0 to {LARGEST:g}")
+    if not 0 <= number <= LARGEST_NUMBER:
+        raise PydanticCustomError("number", f"must be a number from 0 to {LARGEST_NUMBER:g}")
     return number
 
 
@@ -77,80 +77,80 @@ Error = Annotated[float, BeforeValidator(_error)]
 Amount = Annotated[float, BeforeValidator(_amount)]
 Share = Annotated[float, BeforeValidator(_share)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_WHOLE)]
 Experts = Annotated[list[Annotated[int, Field(ge=0, le=10**9)]], Field(min_length=1)]
 
 
-class Open(TypedDict):
+class OpenForm(TypedDict):
     """What may hold more than is looked at."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
 
-class Benchmark(Open):
+class BenchmarkForm(OpenForm):
     task: str
     metric: str
     num_fewshot: Count
 
 
-class Evaluation(Open):
-    benchmarks: NotRequired[dict[str, Benchmark]]
+class EvaluationForm(OpenForm):
+    benchmarks: NotRequired[dict[str, BenchmarkForm]]
     limit: NotRequired[Amount | None]
     batch_size: NotRequired[Scalar]
     backend: NotRequired[str]
 
 
-class ExpertPruner(Open):
+class ExpertPrunerForm(OpenForm):
     ratio: NotRequired[Share]
 
 
-class Settings(Open):
+class SettingsForm(OpenForm):
     sparsity_scope: str
-    expert_pruner: ExpertPruner
-    eval: Evaluation
+    expert_pruner: ExpertPrunerForm
+    eval: EvaluationForm
 
 
-class Model(Open):
+class ModelForm(OpenForm):
     source: str
     params_before: Count
 
 
-class ExpertCounts(Open):
+class ExpertCountsForm(OpenForm):
     before: Experts
     after: Experts
     ratio: Share
 
 
-class Layer(Open):
+class LayerForm(OpenForm):
     removed: Amount
     zeros: Amount
 
 
-class Sparsity(Open):
+class SparsityForm(OpenForm):
     target: Share
     achieved: Share
-    per_layer: list[Layer]
+    per_layer: list[LayerForm]
 
 
-class Kurtosis(Open):
+class KurtosisForm(OpenForm):
     nonzero: Number | None
 
 
-class Kurtoses(Open):
-    before: Kurtosis
-    experts: Kurtosis
-    weights: Kurtosis
+class KurtosesForm(OpenForm):
+    before: KurtosisForm
+    experts: KurtosisForm
+    weights: KurtosisForm
 
 
-class Diagnostics(Open):
-    kurtosis: Kurtoses
+class DiagnosticsForm(OpenForm):
+    kurtosis: KurtosesForm
 
 
-class Skipping(Open):
+class SkippingForm(OpenForm):
     evaluation: NotRequired[Share | None]
 
 
-class Metric(Open):
+class MetricForm(OpenForm):
     value: Number
     stderr: Error | None
     num_samples: Count
@@ -158,18 +158,19 @@ class Metric(Open):
     task_version: Scalar
 
 
-class Measurement(Open):
-    metrics: dict[str, Metric]
+class MeasurementForm(OpenForm):
+    metrics: dict[str, MetricForm]
 
 
-class StageCost(Open):
+class StageCostForm(OpenForm):
     wall_seconds: Amount
+    charged_seconds: Amount
     peak_host_gib: Amount
     peak_device_gib: Amount | None
     forward_passes: Amount
 
 
-class Provenance(Open):
+class ProvenanceForm(OpenForm):
     versions: dict[str, str]
     calibration_tokens_sha256: str
     code: NotRequired[dict[str, str]]
@@ -177,28 +178,28 @@ class Provenance(Open):
     processor: NotRequired[Scalar]
 
 
-class ReportForm(Open):
+class ReportForm(OpenForm):
     """A report, as far as tables, tests and figures are made of it."""
 
     name: str
-    seed: Annotated[int, Field(ge=0, le=MOST)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_WHOLE)]
     choices: NotRequired[dict[str, Any]]
-    settings: Settings
-    model: Model
-    experts: ExpertCounts
-    sparsity: Sparsity
-    diagnostics: Diagnostics
-    skipping: NotRequired[Skipping | None]
-    metrics: dict[str, Metric]
-    baseline: NotRequired[Measurement | None]
-    cost: Annotated[dict[str, StageCost], AfterValidator(_with_experts)]
-    provenance: Provenance
+    settings: SettingsForm
+    model: ModelForm
+    experts: ExpertCountsForm
+    sparsity: SparsityForm
+    diagnostics: DiagnosticsForm
+    skipping: NotRequired[SkippingForm | None]
+    metrics: dict[str, MetricForm]
+    baseline: NotRequired[MeasurementForm | None]
+    cost: Annotated[dict[str, StageCostForm], AfterValidator(_with_experts)]
+    provenance: ProvenanceForm
 
 
 _FORM = TypeAdapter(ReportForm)
 
 
-def unusable(report: Any) -> str | None:
+def why_unusable(report: Any) -> str | None:
     """Why something is no report that can be read here, with the place of what is wrong in it; None if it is one."""
     if not isinstance(report, dict):
         return "no report"
@@ -221,15 +222,15 @@ def unusable(report: Any) -> str | None:
 
 def _unwritable(node: Any, place: tuple[Any, ...]) -> str | None:
     """Where something is that no file could hold, or that goes too deep, and what; None if all is well."""
-    if len(place) > DEEPEST:
-        return f"{_place(place[:3])}: nested more than {DEEPEST} levels deep"
+    if len(place) > DEEPEST_NESTING:
+        return f"{_place(place[:3])}: nested more than {DEEPEST_NESTING} levels deep"
     if isinstance(node, dict | list):
         inside = node.items() if isinstance(node, dict) else enumerate(node)
         found = (_unwritable(key, place) or _unwritable(value, (*place, key)) for key, value in inside)
         return next((why for why in found if why), None)
     if isinstance(node, str) and any("\ud800" <= letter <= "\udfff" for letter in node):
         return f"{_place(place)}: half of a character"
-    if isinstance(node, int) and abs(node) > MOST:
+    if isinstance(node, int) and abs(node) > LARGEST_WHOLE:
         return f"{_place(place)}: must be a number of at most 18 digits"
     return None
 

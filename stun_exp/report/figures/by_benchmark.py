@@ -5,17 +5,26 @@ from statistics import mean
 
 from stun_exp.report.data.metrics import scale_and_digits
 from stun_exp.report.data.points import Point, Report
-from stun_exp.report.data.schema import LARGEST
-from stun_exp.report.data.studies import RATIO, SPARSITY, Group, Study, asked, at_most_common, together, told_apart_by
+from stun_exp.report.data.schema import LARGEST_NUMBER
+from stun_exp.report.data.studies import (
+    RATIO,
+    SPARSITY,
+    Group,
+    Study,
+    at_most_common,
+    distinguishing_settings,
+    requested,
+    together,
+)
 from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
-from stun_exp.report.figures.spec import Quality, Sketch, Spots, about_quality, drawn_lines, left_out
+from stun_exp.report.figures.spec import FigureSpec, Quality, Spots, about_quality, drawn_lines, left_out
 from stun_exp.report.figures.style import Axis
 
 MANY_TICKS = 8
 
 
-def by_sparsity(study: Study, quality: Quality) -> Iterator[Sketch]:
+def by_sparsity(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """Where a method was run at several sparsities."""
     groups = together(study.points, SPARSITY)
     if any(len(group.points) > 1 for group in groups):
@@ -23,7 +32,7 @@ def by_sparsity(study: Study, quality: Quality) -> Iterator[Sketch]:
         yield from _lines(study, quality, "total sparsity", Axis("total sparsity (%)"), spots, [])
 
 
-def by_share(study: Study, quality: Quality) -> Iterator[Sketch]:
+def by_share(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """Where a method was run with several expert ratios at one total sparsity."""
     totals = sorted({point.sparsity for point in study.points})
     spots, single = {}, []
@@ -38,7 +47,7 @@ def by_share(study: Study, quality: Quality) -> Iterator[Sketch]:
     yield from _lines(study, quality, "experts' share", x, spots, left_out("with one share only", single))
 
 
-def ablation(study: Study, quality: Quality) -> Iterator[Sketch]:
+def ablation(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """Against a setting that varies, the one of numbers if there is one such, or as maps of two."""
     points, along, said = _ablated(study)
     if not along:
@@ -52,15 +61,15 @@ def ablation(study: Study, quality: Quality) -> Iterator[Sketch]:
             yield from _map(quality, group, along, said, (min(values), max(values)))
     else:
         (setting,) = along
-        order = _ordered([asked(point, setting) for group in many for point in group.points])
+        order = _ordered([requested(point, setting) for group in many for point in group.points])
         numbers = _numbers(order)
         places = dict(zip(order, numbers or map(float, range(len(order))), strict=True))
         x = _axis(setting, places, numbers is not None)
-        spots = {g.name: [(places[asked(point, setting)], quality.of(point)) for point in g.points] for g in many}
+        spots = {g.name: [(places[requested(point, setting)], quality.of(point)) for point in g.points] for g in many}
         yield from _lines(study, quality, setting, x, spots, said, joined=numbers is not None)
 
 
-def ranking(study: Study, quality: Quality) -> Iterator[Sketch]:
+def ranking(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """All by quality, where no other figure shows them."""
     groups = together(study.points)
     along_sparsity = len(together(study.points, SPARSITY)) < len(groups)
@@ -69,7 +78,7 @@ def ranking(study: Study, quality: Quality) -> Iterator[Sketch]:
     drawn, lacking = drawn_lines(study, {group.name: [(0.0, quality.of(group.points[0]))] for group in groups})
     drawn.sort(key=lambda line: line.y[0], reverse=not quality.lower_is_better)
     if drawn:
-        yield Sketch(
+        yield FigureSpec(
             f"ranking-{quality.task}",
             f"{quality.task} by method",
             ["The best is on top.", *about_quality(study, quality, drawn), *lacking],
@@ -79,10 +88,10 @@ def ranking(study: Study, quality: Quality) -> Iterator[Sketch]:
 
 def _lines(
     study: Study, quality: Quality, against: str, x: Axis, spots: Spots, said: Sequence[str], joined: bool = True
-) -> Iterator[Sketch]:
+) -> Iterator[FigureSpec]:
     drawn, lacking = drawn_lines(study, spots)
     if drawn:
-        yield Sketch(
+        yield FigureSpec(
             f"{against}-{quality.task}",
             f"{quality.task} against {against}",
             [*about_quality(study, quality, drawn), *said, *lacking],
@@ -92,10 +101,10 @@ def _lines(
 
 def _map(
     quality: Quality, group: Group, factors: Sequence[str], said: Sequence[str], between: tuple[float, float]
-) -> Iterator[Sketch]:
-    """One method's figures over two settings, in colours that go from the least to the largest of all methods'."""
-    across, down = (_ordered([asked(point, setting) for point in group.points]) for setting in factors)
-    values = {tuple(asked(point, setting) for setting in factors): quality.of(point) for point in group.points}
+) -> Iterator[FigureSpec]:
+    """One method's figures over two settings, in colors that go from the least to the largest of all methods'."""
+    across, down = (_ordered([requested(point, setting) for point in group.points]) for setting in factors)
+    values = {tuple(requested(point, setting) for setting in factors): quality.of(point) for point in group.points}
     found = [[values.get((column, row)) for column in across] for row in down]
     grid = [[value and value[0] for value in row] for row in found]
     blank = sum(value is None for row in grid for value in row)
@@ -104,11 +113,11 @@ def _map(
         for setting, order in zip(factors, (across, down), strict=True)
     )
     if blank < len(across) * len(down):
-        yield Sketch(
+        yield FigureSpec(
             f"{'-'.join(factors)}-{quality.task}-{group.name}",
             f"{quality.task} of {group.name} over {' and '.join(factors)}",
             [
-                f"In colours: {quality.name}.",
+                f"In colors: {quality.name}.",
                 *(["Lower is better."] if quality.lower_is_better else []),
                 *said,
                 *(
@@ -127,18 +136,18 @@ def _ablated(study: Study) -> tuple[list[Point], list[str], list[str]]:
     said = [f"At {100 * points[0].sparsity:g} % total sparsity."] if others else []
     if study.several_ratios:
         points, _ = at_most_common(points, RATIO)
-        said.append(f"With {100 * asked(points[0], RATIO):g} % of the experts removed.")
-    factors = told_apart_by(points)
-    numbers = [name for name in factors if _numbers([v for v in (asked(p, name) for p in points) if v is not None])]
+        said.append(f"With {100 * requested(points[0], RATIO):g} % of the experts removed.")
+    factors = distinguishing_settings(points)
+    numbers = [name for name in factors if _numbers([v for v in (requested(p, name) for p in points) if v is not None])]
     along = numbers if len(numbers) == 1 else _of_most_values(points, factors)
     names = dict.fromkeys(name for point in points for name in point.settings)
-    tied = [name for name in names if name not in factors and len({asked(point, name) for point in points}) > 1]
+    tied = [name for name in names if name not in factors and len({requested(point, name) for point in points}) > 1]
     return points, along, said + [f"With it varies {name}." for name in tied if along]
 
 
 def _of_most_values(points: Sequence[Point], factors: Sequence[str]) -> list[str]:
     """The two settings with the most values, if there are more than two: the axes of maps."""
-    most = sorted(factors, key=lambda name: -len({asked(point, name) for point in points}))[:2]
+    most = sorted(factors, key=lambda name: -len({requested(point, name) for point in points}))[:2]
     return [name for name in factors if name in most]
 
 
@@ -164,7 +173,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
         found = [float(text) for text in texts]
     except ValueError:
         return None
-    return found if all(abs(number) <= LARGEST for number in found) else None
+    return found if all(abs(number) <= LARGEST_NUMBER for number in found) else None
 
 
 def _percent_gone(point: Point) -> float:

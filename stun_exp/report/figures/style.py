@@ -1,4 +1,4 @@
-"""How figures look: one width and one set of colours and markers, for paper, a telephone and a dark page."""
+"""How figures look: one width and one set of colors and markers, for paper, a telephone and a dark page."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from textwrap import fill
 from typing import Any
 
 INK, GRID, FAINT, PAPER = "#1f2530", "#dfe3e8", "#b4bbc4", "#ffffff"
-COLOURS = ("#4946dc", "#c48300", "#007057", "#9e63a1", "#831308", "#3c92f3", "#7e995c", "#2f2a6b")
-"""At 3 : 1 or more on the paper, and told apart with each kind of colour blindness."""
+COLORS = ("#4946dc", "#c48300", "#007057", "#9e63a1", "#831308", "#3c92f3", "#7e995c", "#2f2a6b")
+"""At 3 : 1 or more on the paper, and told apart with each kind of color blindness."""
 IN_THE_DARK = ("#857bff", "#ffe056", "#7afcd7", "#c07b9c", "#dd6e1f", "#a9deff", "#bcd57a", "#67a2e5")
 DARK = {INK: "#e4e8ee", GRID: "#333b46", FAINT: "#66707d", PAPER: "#1a1f27"} | dict(
-    zip(COLOURS, IN_THE_DARK, strict=True)
+    zip(COLORS, IN_THE_DARK, strict=True)
 )
 """What every color but a heat map's is on a dark page."""
 MARKERS = (("o", 6), ("s", 5.5), ("^", 6.5), ("D", 5), ("v", 6.5), ("P", 7), ("X", 7), ("*", 9))
@@ -33,7 +33,7 @@ class Line:
     y: Sequence[float]
     error: Sequence[float | None]
     style: int
-    """Which of the colours and markers."""
+    """Which of the colors and markers."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def draw_points(axes: Any, line: Line, joined: bool, small: bool = False) -> Non
 def look_of(style: int) -> dict[str, Any]:
     marker, size = MARKERS[style % len(MARKERS)]
     return {
-        "color": COLOURS[style % len(COLOURS)],
+        "color": COLORS[style % len(COLORS)],
         "marker": marker,
         "markersize": size,
         "markeredgecolor": PAPER,  # a ring, where it lies on another

@@ -17,7 +17,7 @@ from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Measured, Point, Report, flat_settings, points
 from stun_exp.report.tables.results import Cell, ResultsTable
 
-BUNDLED = "bundled:"
+BUNDLED_PREFIX = "bundled:"
 FILE = Path(__file__).with_name("published.csv")
 TOY_NAMES = {
     "c4": "toy",
@@ -28,23 +28,23 @@ TOY_NAMES = {
     "mmlu": "toy_mmlu",
 }
 """Calibration texts and benchmarks, and what stands for them in the toy version of a pack."""
-TOLERANCE = 0.005
+SPARSITY_TOLERANCE = 0.005
 """How far our sparsity may be from the published one, which is printed in whole percents."""
 NOT_COMPARABLE = "not comparable: "
 WITHIN = 1.96
 """Standard errors in which a difference is taken for noise: 95 % of a normal distribution."""
 
-Row = Mapping[str, str]
+PublishedRow = Mapping[str, str]
 
 
 @cache
-def published_rows() -> list[Row]:
+def published_rows() -> list[PublishedRow]:
     """Every published figure, as published.csv has it."""
     with FILE.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def compare(reports: Sequence[Report]) -> ResultsTable | None:
+def published_table(reports: Sequence[Report]) -> ResultsTable | None:
     """A row for each published figure of these runs' methods, on their model or in the toy version of their pack.
 
     Ours, theirs, the difference, our standard error over items and seeds (theirs is not known), and a verdict: within
@@ -85,40 +85,44 @@ def with_verdict(table: ResultsTable) -> ResultsTable:
     return ResultsTable(table.columns, compared, notes)
 
 
-def _is_method(row: Row, point: Point) -> bool:
+def _is_method(row: PublishedRow, point: Point) -> bool:
     if row["our_method"] == "unpruned":
         return point.is_unpruned
     return not point.is_unpruned and bool(row["our_method"]) and row["our_method"] == _choice(point, "method")
 
 
-def _is_model(row: Row, point: Point) -> bool:
+def _is_model(row: PublishedRow, point: Point) -> bool:
     return bool(row["model_card"]) and row["model_card"] == _choice(point, "model")
 
 
-def _is_toy_version(row: Row, point: Point) -> bool:
+def _is_toy_version(row: PublishedRow, point: Point) -> bool:
     """Whether the run is of the pack's toy version, on a bundled model."""
-    return _is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(BUNDLED)
+    return _is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(BUNDLED_PREFIX)
 
 
-def _is_of_pack(row: Row, point: Point) -> bool:
+def _is_of_pack(row: PublishedRow, point: Point) -> bool:
     return bool(row["pack"]) and row["pack"] == _choice(point, "experiment").rpartition("/")[2]
 
 
-def _has_settings(row: Row, point: Point) -> bool:
+def _has_settings(row: PublishedRow, point: Point) -> bool:
     """Whether the run has the row's sparsity and settings; a toy version has sizes of its own, for a small model."""
     if point.is_unpruned:
         return True
-    asked = {"recovery": "none", "skipping": "none", **dict(text.split("=") for text in row["our_settings"].split())}
+    requested = {
+        "recovery": "none",
+        "skipping": "none",
+        **dict(text.split("=") for text in row["our_settings"].split()),
+    }
     ours = flat_settings(point.reports[0])
     of_toy = not _is_model(row, point)
-    for key, value in asked.items():
+    for key, value in requested.items():
         is_toys = of_toy and (key.startswith("calibration.") or ours.get(key) == TOY_NAMES.get(value))
         if ours.get(key) != value and not is_toys:
             return False
-    return abs(point.sparsity - float(row["sparsity"])) <= TOLERANCE
+    return abs(point.sparsity - float(row["sparsity"])) <= SPARSITY_TOLERANCE
 
 
-def _measured(row: Row, point: Point) -> Measured | None:
+def _measured(row: PublishedRow, point: Point) -> Measured | None:
     """Our figure: of several metrics the mean, with the errors of independent ones; None if one is lacking."""
     found = [point.measured(key) for key in _keys(row, point)]
     known = [one for one in found if one is not None]
@@ -129,7 +133,7 @@ def _measured(row: Row, point: Point) -> Measured | None:
     return Measured(value, noise, noise)
 
 
-def _keys(row: Row, point: Point) -> list[str]:
+def _keys(row: PublishedRow, point: Point) -> list[str]:
     """Our metrics; those of the toy version's benchmarks where the model is another."""
     keys = row["our_metrics"].split()
     if _is_model(row, point):
@@ -138,7 +142,7 @@ def _keys(row: Row, point: Point) -> list[str]:
     return [f"{TOY_NAMES.get(task, task)}/{metric}" for task, _, metric in parts]
 
 
-def _ours(row: Row, point: Point) -> list[Cell]:
+def _ours(row: PublishedRow, point: Point) -> list[Cell]:
     """Our side of a row, and the verdict."""
     measured, why = _measured(row, point), _hindrances(row, point)
     verdict = NOT_COMPARABLE + "; ".join(why)
@@ -160,7 +164,7 @@ def _ours(row: Row, point: Point) -> list[Cell]:
     ]
 
 
-def _hindrances(row: Row, point: Point) -> list[str]:
+def _hindrances(row: PublishedRow, point: Point) -> list[str]:
     """Why the two figures cannot be compared."""
     report, measured = point.reports[0], _measured(row, point)
     why = [] if _is_model(row, point) else ["a toy version, another model"]
@@ -170,11 +174,11 @@ def _hindrances(row: Row, point: Point) -> list[str]:
         why.append(f"eval.limit={limit}")
     if not point.is_unpruned:
         removed, published = report["experts"]["ratio"], row["expert_sparsity"]
-        if published and abs(removed - float(published)) > TOLERANCE:
+        if published and abs(removed - float(published)) > SPARSITY_TOLERANCE:
             why.append(f"{100 * removed:.1f} % of the experts removed and not {100 * float(published):g} %")
         total = report["sparsity"]["achieved"]
         # Where experts make all of it, it is their share that is published, and not that of the weights.
-        if published != row["sparsity"] and abs(total - float(row["sparsity"])) > TOLERANCE:
+        if published != row["sparsity"] and abs(total - float(row["sparsity"])) > SPARSITY_TOLERANCE:
             why.append(f"total sparsity {100 * total:.1f} %")
     if measured is None:
         return [*why, f"another metric, our run has no {row['our_metrics']}"]
@@ -190,7 +194,7 @@ def _hindrances(row: Row, point: Point) -> list[str]:
     return why
 
 
-def _theirs(row: Row) -> list[Cell]:
+def _theirs(row: PublishedRow) -> list[Cell]:
     share, value = 100 * float(row["sparsity"]), float(row["value"])
     mark = "" if row["status"] == "primary" else f" ({row['status']})"
     texts = [row["paper"], row["table"], row["model"], row["method"]]

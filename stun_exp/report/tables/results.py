@@ -16,6 +16,12 @@ from stun_exp.report.data.metrics import headlines, lower_is_better, scale_and_d
 from stun_exp.report.data.points import Measured, Point, Report, points
 from stun_exp.utils import markdown
 
+COSTS = ("calibration passes", "selection (s)", "peak GiB", "total (s)")
+CHARGED = (
+    "Seconds are charged: those of the run itself, and what each result that it took from the cache took when it was "
+    "computed."
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -72,10 +78,11 @@ def results_table(reports: Sequence[Report]) -> ResultsTable:
     Bold, for each benchmark, among points of one sparsity: the best, and what lies within one standard error of the
     difference. That takes both errors for independent, which on the same items makes it wide (see `significance`).
 
-    `skipped`, where any run skips: share of the experts chosen for the benchmarks' tokens that were not run. What
-    choosing the experts cost: `passes` of the whole model over the calibration tokens, where a layer that runs every
-    expert on every token counts num_experts / top_k; wall seconds; and the largest peak of memory before the
-    evaluation, the device's where there is one. `seconds` are the whole run's.
+    `skipped`, where any run skips: share of the experts routed to for the benchmarks' tokens that were not run. What
+    the selection of experts cost: `calibration passes` of the whole model over the calibration tokens, where a layer
+    that runs every expert on every token counts num_experts / top_k; and seconds. The largest peak of memory before the
+    evaluation, the device's where there is one. `total (s)` is the whole run's. All seconds are charged ones, so that
+    methods are compared, and not what lay in the cache.
     """
     found, figures = points(reports), headlines(reports)
     settings = list(dict.fromkeys(name for point in found for name in point.settings))
@@ -83,7 +90,7 @@ def results_table(reports: Sequence[Report]) -> ResultsTable:
     several = any(len(point.reports) > 1 for point in found)
     skipping = any(report.get("skipping") for report in reports)
     columns = ["method", *settings, *["seeds"] * several, "experts removed", "total sparsity"]
-    columns += [*["skipped"] * skipping, *column_names(figures), "passes", "choosing (s)", "peak GiB", "seconds"]
+    columns += [*["skipped"] * skipping, *column_names(figures), *COSTS]
     rows = [
         [
             Cell(point.name),
@@ -149,14 +156,14 @@ def _skipped(point: Point) -> Cell:
 def _costs(point: Point) -> list[Cell]:
     """Means over the seeds, and the largest peak."""
     if point.is_baseline:
-        return [Cell("-")] * 4
+        return [Cell("-")] * len(COSTS)
     costs = [report["cost"] for report in point.reports]
     passes = mean(cost["experts"]["forward_passes"] for cost in costs)
     return [
         Cell(passes_text(passes), passes),
-        _number(mean(cost["experts"]["wall_seconds"] for cost in costs), "{:.1f}"),
+        _number(mean(cost["experts"]["charged_seconds"] for cost in costs), "{:.1f}"),
         _number(max(_peak_gib(cost) for cost in costs), "{:.2f}"),
-        _number(mean(sum(stage["wall_seconds"] for stage in cost.values()) for cost in costs), "{:.0f}"),
+        _number(mean(sum(stage["charged_seconds"] for stage in cost.values()) for cost in costs), "{:.0f}"),
     ]
 
 
@@ -186,6 +193,8 @@ def _notes(reports: Sequence[Report], found: Sequence[Point], several: bool, bes
             "Bold, among rows of one sparsity: the best, and all within one standard error of the difference from it "
             "(over items and seeds)."
         )
+    if not all(point.is_baseline for point in found):
+        notes.append(CHARGED)
     if any(point.is_baseline for point in found):
         measured = [report["baseline"]["metrics"] for report in reports if report.get("baseline")]
         first = "" if measured.count(measured[0]) == len(measured) else "; not all runs have the same figures for it"

@@ -1,4 +1,4 @@
-"""Paired tests between points on the same items: is one better than the other, or lucky with the items?"""
+"""Paired tests between points on the same items: do they differ significantly?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVEL = 0.05
-"""Below it a difference stands out."""
+"""Below it a difference is significant."""
 SMALLEST = 0.001
 """Below it a p-value is shown as such."""
 MOST_EXACT = 50
@@ -26,7 +26,7 @@ MOST_EXACT = 50
 
 
 @dataclass(frozen=True)
-class Pair:
+class PointPair:
     """Two points, and the runs that they have on the same seeds, in step."""
 
     a: Point
@@ -106,7 +106,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _pairs(found: Sequence[Point]) -> Iterator[Pair]:
+def _pairs(found: Sequence[Point]) -> Iterator[PointPair]:
     """Pairs with a seed in common; a setting that one point does not have goes with its method."""
     for a, b in combinations((point for point in found if not point.is_unpruned), 2):
         things = [a.settings[key] != b.settings[key] for key in a.settings.keys() & b.settings.keys()]
@@ -114,7 +114,7 @@ def _pairs(found: Sequence[Point]) -> Iterator[Pair]:
         of_b = {report["seed"]: place for report, place in zip(b.reports, b.places, strict=True)}
         places = [(p, of_b[r["seed"]]) for r, p in zip(a.reports, a.places, strict=True) if r["seed"] in of_b]
         if places and a.sparsity == b.sparsity and sum(things) <= 1:
-            yield Pair(a, b, tuple(places))
+            yield PointPair(a, b, tuple(places))
 
 
 def _samples(
@@ -134,7 +134,7 @@ def _samples(
     return samples, damaged
 
 
-def _labels(pair: Pair) -> list[str]:
+def _labels(pair: PointPair) -> list[str]:
     """What to call the two: where all else is alike, by the experts that went."""
     both = (pair.a, pair.b)
     if pair.a.label != pair.b.label:
@@ -143,7 +143,7 @@ def _labels(pair: Pair) -> list[str]:
 
 
 def _p_values(
-    key: str, pairs: Sequence[Pair], samples: Mapping[int, Mapping[str, Items]], folders: Sequence[Path | None]
+    key: str, pairs: Sequence[PointPair], samples: Mapping[int, Mapping[str, Items]], folders: Sequence[Path | None]
 ) -> list[float]:
     """Of one metric, for each pair; NaN where a run has no samples of it."""
     import numpy as np
@@ -164,7 +164,7 @@ def _p_values(
     return p_values
 
 
-def _difference(key: str, pair: Pair, reports: Sequence[Report]) -> Cell:
+def _difference(key: str, pair: PointPair, reports: Sequence[Report]) -> Cell:
     metrics = [(reports[a]["metrics"], reports[b]["metrics"]) for a, b in pair.places]
     if not all(key in a and key in b for a, b in metrics):
         return Cell("-")

@@ -65,7 +65,7 @@ def report(
         },
         "metrics": metrics,
         "baseline": None if baseline is None else {"metrics": {ARC: metric(baseline, 0.01)}},
-        "cost": {"experts": {"wall_seconds": seconds, "forward_passes": passes}},
+        "cost": {"experts": {"wall_seconds": 0.0, "charged_seconds": seconds, "forward_passes": passes}},
     }
 
 
@@ -75,7 +75,7 @@ def metric(value: float, stderr: float | None) -> dict[str, Any]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sketches figures without rendering them; (the figure, what matplotlib would draw of it), by name of file."""
+    """Draws figures without rendering them; (the figure, what matplotlib would draw of it), by name of file."""
 
     def write(reports: Sequence[dict[str, Any]], over_models: bool = False) -> dict[str, tuple[Figure, Any]]:
         drawn: list[Any] = []
@@ -116,7 +116,7 @@ def test_a_line_is_the_mean_over_seeds_with_its_standard_error(shown: Any) -> No
 
 @pytest.mark.parametrize("as_run", [False, True])
 def test_the_unpruned_model_is_dashed(shown: Any, as_run: bool) -> None:
-    """Measured beside a run or by one of its own, which is then no method with a colour."""
+    """Measured beside a run or by one of its own, which is then no method with a color."""
     runs = [report("STUN", s, 0.5, baseline=None if as_run else 0.9) for s in (0.2, 0.4)]
     if as_run:
         runs.append(report("none", 0.0, 0.9, after=(4, 4)))
@@ -193,7 +193,7 @@ def test_two_settings_are_a_map_for_each_method(shown: Any) -> None:
     figure, drawn = found["kappa-lamda-arc-b"]
     assert drawn.axes[0].images[0].get_array().filled(-1).round(6).tolist() == [[10, 20], [30, -1]]
     assert [tick.get_text() for tick in drawn.axes[0].get_xticklabels()] == ["2", "10"]
-    assert "In colours: acc (%)." in figure.caption
+    assert "In colors: acc (%)." in figure.caption
     assert "Blank: 1 of 4" in figure.caption
     assert "kappa-lamda-arc-a" in found
 
@@ -212,7 +212,7 @@ def test_a_setting_that_goes_with_another_is_said(shown: Any) -> None:
 
 
 def test_of_three_settings_the_two_with_most_values_make_a_map_for_each_value_of_the_third(shown: Any) -> None:
-    """A colour is the same figure in all of them."""
+    """A color is the same figure in all of them."""
     a_s, b_s = {"p": 0.1, "q": 0.2, "r": 0.3}, {"x": 0.0, "y": 0.5}
     found = shown([report(a=a, b=b, c=c, accuracy=a_s[a] + b_s[b]) for a in a_s for b in b_s for c in "uvw"])
     maps = [drawn.axes[0] for name, (_, drawn) in found.items() if name.startswith("a-c-arc")]
@@ -269,16 +269,16 @@ def test_a_perplexity_that_explodes_has_a_logarithmic_axis(shown: Any) -> None:
     assert found["total-sparsity-arc"][1].axes[0].get_yscale() == "linear"
 
 
-def test_models_have_figures_of_their_own_and_methods_the_same_colours(shown: Any) -> None:
+def test_models_have_figures_of_their_own_and_methods_the_same_colors(shown: Any) -> None:
     first = [report("STUN", s, model="hub/one") for s in (0.2, 0.4)]
     second = [report(name, s, model="hub/two") for name in ("OWL", "STUN") for s in (0.2, 0.4)]
     found = shown([*first, *second])
     assert found["two-total-sparsity-arc"][0].title == "arc against total sparsity, two"
-    colours = {
+    colors = {
         file: {bars.get_label(): bars.lines[0].get_color() for bars in found[file][1].axes[0].containers}
         for file in ("one-total-sparsity-arc", "two-total-sparsity-arc")
     }
-    assert colours["one-total-sparsity-arc"]["STUN"] == colours["two-total-sparsity-arc"]["STUN"]
+    assert colors["one-total-sparsity-arc"]["STUN"] == colors["two-total-sparsity-arc"]["STUN"]
 
 
 def test_over_models_the_change_is_against_the_number_of_experts(shown: Any) -> None:
@@ -389,9 +389,9 @@ def test_long_names_of_rows_have_room_and_leave_some(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("colours", "paper"), [(drawing.COLOURS, drawing.PAPER), (drawing.IN_THE_DARK, drawing.DARK[drawing.PAPER])]
+    ("colors", "paper"), [(drawing.COLORS, drawing.PAPER), (drawing.IN_THE_DARK, drawing.DARK[drawing.PAPER])]
 )
-def test_colours_are_told_apart_by_the_colour_blind(colours: Sequence[str], paper: str) -> None:
+def test_colors_are_told_apart_by_the_color_blind(colors: Sequence[str], paper: str) -> None:
     """Simulated as by Machado et al. 2009; distances in CIELAB, where 2 is what a trained eye just sees."""
     sights = {
         "normal": np.eye(3),
@@ -399,21 +399,21 @@ def test_colours_are_told_apart_by_the_colour_blind(colours: Sequence[str], pape
         "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     }
-    light = np.array([linear(colour) for colour in colours])
+    light = np.array([linear(color) for color in colors])
     for sight in sights.values():
-        seen = [lab(np.clip(np.array(sight) @ colour, 0, 1)) for colour in light]
+        seen = [lab(np.clip(np.array(sight) @ color, 0, 1)) for color in light]
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 20
-    luminance = [float(colour @ LUMINANCE) for colour in (*light, linear(paper))]
+    luminance = [float(color @ LUMINANCE) for color in (*light, linear(paper))]
     assert all((max(one, luminance[-1]) + 0.05) / (min(one, luminance[-1]) + 0.05) >= 3 for one in luminance[:-1])
-    assert len({marker for marker, _ in drawing.MARKERS}) == len(colours)
+    assert len({marker for marker, _ in drawing.MARKERS}) == len(colors)
 
 
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
-def linear(colour: str) -> Any:
+def linear(color: str) -> Any:
     """Linear RGB of #rrggbb."""
-    c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    c = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
