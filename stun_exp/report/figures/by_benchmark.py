@@ -1,6 +1,7 @@
 """Figures of one benchmark: against the sparsity, the experts' share of it, or settings that vary."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import mean
 
 from stun_exp.report.data.metrics import scale_and_digits
@@ -157,7 +158,7 @@ def _axis(setting: str, places: dict[str, float], numbers: bool) -> Axis:
     if not numbers:
         return Axis(setting, "names", ticks)
     x = drawing.logarithmic(setting, list(ticks)) if drawing.span_a_decade(list(ticks)) else Axis(setting)
-    return Axis(setting, x.scale, ticks) if len(ticks) <= MANY_TICKS else x
+    return replace(x, ticks=ticks) if len(ticks) <= MANY_TICKS else x
 
 
 def _ordered(values: Sequence[str | None]) -> list[str]:

@@ -159,7 +159,7 @@ def _small_panels(
         draw_points(axes, line, joined, small=True)
         draw_reference(axes, reference)
         axes.set_title(name, loc="left", y=1, pad=3)  # given a y, it is not looked for
-    set_scales(panels[0], Axis("", x.scale, x.ticks), Axis("", y.scale, y.ticks))  # the others share them
+    set_scales(panels[0], replace(x, label=""), replace(y, label=""))  # the others share them
     for number, axes in enumerate(panels):
         axes.set_visible(number < len(drawn))
         axes.tick_params(labelbottom=number + PANELS_ACROSS >= len(drawn), labelsize=7)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from math import floor, log10
 from textwrap import fill
 from typing import Any
 
@@ -40,9 +39,13 @@ class Line:
 class Axis:
     label: str
     scale: str = "linear"
-    """linear | log | symlog (logarithmic, but for a straight piece from 0 to the first tick above it) | names."""
+    """linear | log | symlog (logarithmic, but for a straight piece from 0 to `least`) | names."""
     ticks: dict[float, str] = field(default_factory=dict)
     """Where they are and what they say; if there are none, matplotlib finds some."""
+    least: float = 1.0
+    """The least number above 0 on a logarithmic axis."""
+    most: float = 1.0
+    """The largest."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +103,16 @@ def span_a_decade(values: Sequence[float]) -> bool:
 
 
 def logarithmic(label: str, values: Sequence[float]) -> Axis:
-    """A logarithmic axis with ticks for these values, and a straight piece to 0 if that is one of them."""
+    """A logarithmic axis for these values, with a straight piece to 0 if that is one of them.
+
+    Where they are so near each other that 1, 2 and 5 would make less than two ticks, the axis is linear.
+    """
     above = [value for value in values if value > 0]
     assert min(values) >= 0, values
-    if not above:
+    has_zero = min(values) == 0
+    if not above or (max(above) < 5 * min(above) and not has_zero):
         return Axis(label)
-    low, high = log10(min(above)), log10(max(above))
-    parts = (1, 2, 5) if high - low < 1.7 else (1,)
-    places = [part * 10.0**power for power in range(floor(low) - 1, floor(high) + 2) for part in parts]
-    ticks = [place for place in places if low - 0.2 <= log10(place) <= high + 0.2]
-    zero = [0.0] if min(values) == 0 else []
-    return Axis(label, "symlog" if zero else "log", {place: f"{place:g}" for place in (*zero, *ticks)})
+    return Axis(label, "symlog" if has_zero else "log", least=min(above), most=max(above))
 
 
 def draw_points(axes: Any, line: Line, joined: bool, small: bool = False) -> None:
@@ -143,16 +145,30 @@ def draw_reference(axes: Any, reference: Reference | None) -> None:
 
 
 def set_scales(axes: Any, x: Axis, y: Axis) -> None:
-    for letter, axis in (("x", x), ("y", y)):
-        straight = {"linthresh": min(tick for tick in axis.ticks if tick > 0)} if axis.scale == "symlog" else {}
+    from matplotlib.ticker import NullLocator
+
+    for letter, axis, drawn in (("x", x, axes.xaxis), ("y", y, axes.yaxis)):
         if axis.scale == "names":
             axes.margins(**{letter: 0.2})
         elif axis.scale != "linear":
+            straight = {"linthresh": axis.least} if axis.scale == "symlog" else {}
             getattr(axes, f"set_{letter}scale")(axis.scale, **straight)
+            drawn.set_major_locator(_log_locator(axis, drawn))
+            drawn.set_major_formatter("{x:g}")
+            drawn.set_minor_locator(NullLocator())
         if axis.ticks:
-            getattr(axes, f"set_{letter}ticks")(list(axis.ticks), list(axis.ticks.values()))
-            getattr(axes, f"set_{letter}ticks")([], minor=True)
-        getattr(axes, f"set_{letter}label")(axis.label)
+            drawn.set_ticks(list(axis.ticks), labels=list(axis.ticks.values()))
+        drawn.set_label_text(axis.label)
+
+
+def _log_locator(axis: Axis, drawn: Any) -> Any:
+    """Finds a tick at each power of ten and, where these are few, at twice and five times each."""
+    from matplotlib.ticker import LogLocator, SymmetricalLogLocator
+
+    parts = (1.0, 2.0, 5.0) if axis.most < 50 * axis.least else (1.0,)
+    if axis.scale == "log":
+        return LogLocator(subs=parts)
+    return SymmetricalLogLocator(drawn.get_transform(), subs=parts)
 
 
 def add_legend(figure: Any, axes: Any) -> None:

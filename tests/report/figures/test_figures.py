@@ -256,6 +256,34 @@ def test_cost_is_logarithmic_and_holds_methods_without_a_pass(shown: Any) -> Non
     assert "Left out, with all experts: OWL." in figure.caption
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((0.1, 50.0), ["0.1", "1", "10"]),
+        ((1.0, 16.0), ["1", "2", "5", "10"]),
+        ((0.0, 1.0, 16.0), ["0", "1", "2", "5", "10", "20"]),
+        ((1e-5, 1e6), ["0.0001", "0.01", "1", "100", "10000", "1e+06"]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_few_and_plain_numbers(values: Sequence[float], ticks: list[str]) -> None:
+    """Powers of ten and, where these are few, twice and five times each: no 10^2, which would stand there as text."""
+    line = Line("a", values, values, [None] * len(values), 0)
+    with drawing.style():
+        figure = charts.lines("title", [line], drawing.logarithmic("x", values), Axis("y"))
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    places = zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+    assert [label.get_text() for label, place in places if low <= place <= high] == ticks
+    assert len(axes.get_xticks(minor=True)) == 0
+
+
+def test_values_near_each_other_have_a_linear_axis() -> None:
+    """A logarithm of 3 to 4 would have ticks at every tenth, one over the other in a narrow panel."""
+    assert drawing.logarithmic("x", [3.0, 4.0]) == Axis("x")
+    assert drawing.logarithmic("x", [0.0, 0.0]) == Axis("x")
+
+
 def test_a_run_without_a_figure_is_named(shown: Any) -> None:
     """Infinite perplexity, and a benchmark that one run lacks."""
     bare = report("bare", 0.4) | {"metrics": {}}
