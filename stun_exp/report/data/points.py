@@ -156,15 +156,16 @@ def flat_settings(report: Report) -> dict[str, str]:
     settings = {key: value for key, value in report["settings"].items() if key not in NOT_OF_A_POINT}
     choices = report.get("choices", {}).items()
     chosen = {key: value for key, value in choices if key in (*settings, "method") and value is not None}
-    leaves = {key: value for key, value in _leaves(settings, "").items() if not _follows_seed(key, value, report)}
-    return {key: _text(value) for key, value in (*chosen.items(), *leaves.items())}
+    values = {key: value for key, value in leaves(settings).items() if not _follows_seed(key, value, report)}
+    return {key: _text(value) for key, value in (*chosen.items(), *values.items())}
 
 
-def _leaves(node: Any, path: str) -> dict[str, Any]:
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Every value in nested settings, by its dotted name below `path`."""
     if not isinstance(node, dict):
         return {path: node}
     inside = ((f"{path}.{key}" if path else str(key), value) for key, value in node.items())
-    return {name: leaf for inner, value in inside for name, leaf in _leaves(value, inner).items()}
+    return {name: leaf for inner, value in inside for name, leaf in leaves(value, inner).items()}
 
 
 def _follows_seed(key: str, value: Any, report: Report) -> bool:
