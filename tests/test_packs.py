@@ -26,7 +26,7 @@ from stun_exp.config.settings import ConfigError, Settings, build
 from stun_exp.config.settings import points as points_of
 from stun_exp.pipeline.budget import budget_of, expected_counts
 from stun_exp.pipeline.run import run
-from stun_exp.report.tables.published import published_rows
+from stun_exp.report.tables.published_rows import published_rows
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(

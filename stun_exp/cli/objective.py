@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 from stun_exp.report.data.metrics import headlines, lower_is_better
-from stun_exp.report.data.points import Report
+from stun_exp.report.data.run_settings import Report
 from stun_exp.utils.json_files import read_json, with_numbers
 
 

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stun_exp.report.data.comparable import ComparableSet, comparable_sets, unequal
+from stun_exp.report.data.comparable import ComparableSet, comparable_sets
+from stun_exp.report.data.differences import unequal
 from stun_exp.report.data.read import read_runs
 from stun_exp.report.figures import draw
 from stun_exp.report.page import Section, page
 from stun_exp.report.tables.formats import comma_separated, latex
 from stun_exp.report.tables.published import published_table, with_verdict
-from stun_exp.report.tables.results import ResultsTable, results_table
+from stun_exp.report.tables.results import results_table
 from stun_exp.report.tables.significance import significance_table
+from stun_exp.report.tables.table import ResultsTable
 from stun_exp.report.written import INDEX_PAGE, write_files
 from stun_exp.state.failures import failures
 from stun_exp.utils import markdown
@@ -67,8 +69,14 @@ def default_out(place: Path) -> Path:
 def write_report(places: Sequence[Path], out: Path) -> Path:
     """The page, written with all else into `out`; prints results, what could be compared, and what was passed over.
 
-    FileNotFoundError for a place that is not there; ValueError if it holds no report, or runs that cannot be compared,
-    or if something lies in `out` that is not a report's and would have to give way; then nothing is written.
+    Args:
+        places: Sweeps, runs, and .json lists of reports.
+        out: The report's folder; nothing is written into it if something is raised.
+
+    Raises:
+        FileNotFoundError: A place is not there.
+        ValueError: There is no report, or runs cannot be compared, or something that is not a report's lies in `out`
+            and would have to give way.
     """
     found = read_runs(places)
     for line in found.skipped:

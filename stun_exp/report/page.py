@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stun_exp.report.figures.draw import Figure
 from stun_exp.report.figures.style import DARK
-from stun_exp.report.tables.results import ResultsTable
+from stun_exp.report.tables.table import ResultsTable
 
 if TYPE_CHECKING:
     from markupsafe import Markup

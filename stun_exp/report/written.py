@@ -19,8 +19,15 @@ WAY_OUT = "move it away, or choose another folder with --out"
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes files into a folder in place of those that were written there before, and removes of these what is left.
 
-    What this did not write, or somebody has changed since, is never touched: a file that has to give way to one of
-    these is a refusal (ValueError), before anything is written; one that has not stays, and a line says so.
+    What this did not write, or somebody has changed since, is never touched; where it has not to give way it stays,
+    and a line says so.
+
+    Args:
+        folder: The report's.
+        files: Their content by their names in the folder, with slashes.
+
+    Raises:
+        ValueError: A file of somebody's has to give way to one of these; nothing is written.
     """
     earlier = _earlier(folder)
     digests = {name: sha256(content).hexdigest() for name, content in files.items()}

@@ -18,10 +18,11 @@ import pytest
 
 from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.axes import Axis, Reference
 from stun_exp.report.figures.draw import Figure
-from stun_exp.report.figures.style import Axis, Line, Reference
+from stun_exp.report.figures.style import Line
 from stun_exp.report.page import Section, inlined, page
-from stun_exp.report.tables.results import Cell, ResultsTable
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")

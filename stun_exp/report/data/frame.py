@@ -5,8 +5,8 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stun_exp.report.data.points import leaves
 from stun_exp.report.data.read import ReportedRun, read_runs
+from stun_exp.report.data.run_settings import leaves
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stun_exp.report.data.points import Report
+from stun_exp.report.data.run_settings import Report
 
 
 def headlines(reports: Sequence[Report]) -> dict[str, str]:

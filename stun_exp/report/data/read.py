@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stun_exp.report.data.points import Report
+from stun_exp.report.data.run_settings import Report
 from stun_exp.report.data.schema import why_unusable
 from stun_exp.utils.json_files import find, read_json, with_numbers
 
@@ -29,9 +29,13 @@ class FoundRuns(NamedTuple):
 def read_runs(places: Sequence[Path]) -> FoundRuns:
     """The runs in sweep or run folders, at any depth, or in .json files that hold a list of reports.
 
-    Runs with lower numbers in their names come first. What cannot be used is skipped and named: what is no JSON,
-    reports that are damaged or of another schema. FileNotFoundError for a place that is not there, ValueError if no
-    report is left.
+    Returns:
+        Those with lower numbers in their names first. What cannot be used is skipped and named: what is no JSON, and
+        reports that are damaged or of another schema.
+
+    Raises:
+        FileNotFoundError: A place is not there.
+        ValueError: No report is left.
     """
     runs: dict[tuple[Path, int], ReportedRun] = {}  # a folder may be given twice, or inside another
     skipped: list[str] = []

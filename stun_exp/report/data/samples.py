@@ -28,9 +28,14 @@ class Items(NamedTuple):
 
 
 def read_samples(folder: Path, metrics: Collection[str]) -> Mapping[str, Items] | None:
-    """The items under those `metrics` (`benchmark/metric,filter`) that have any; None if the run left no samples.
+    """The items of those metrics that have any; None if the run left no samples.
 
-    ValueError for a damaged file.
+    Args:
+        folder: The run's own.
+        metrics: Each as `benchmark/metric,filter`.
+
+    Raises:
+        ValueError: The file is damaged.
     """
     import numpy as np
 

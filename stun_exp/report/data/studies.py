@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from re import split
 from typing import Any
 
-from stun_exp.report.data.points import Point, Report, points
+from stun_exp.report.data.points import Point, points
+from stun_exp.report.data.run_settings import Report
 
 SPARSITY, RATIO = "sparsity", "expert_pruner.ratio"
 """The settings for what goes in total, and of the experts."""

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import mean
 
+from stun_exp.report.data.forms import LARGEST_NUMBER
 from stun_exp.report.data.metrics import scale_and_digits
-from stun_exp.report.data.points import Point, Report
-from stun_exp.report.data.schema import LARGEST_NUMBER
+from stun_exp.report.data.points import Point
+from stun_exp.report.data.run_settings import Report
 from stun_exp.report.data.studies import (
     RATIO,
     SPARSITY,
@@ -18,9 +19,8 @@ from stun_exp.report.data.studies import (
     together,
 )
 from stun_exp.report.figures import charts
-from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.axes import Axis, logarithmic, span_a_decade
 from stun_exp.report.figures.spec import FigureSpec, Quality, Spots, about_quality, drawn_lines, left_out
-from stun_exp.report.figures.style import Axis
 
 MANY_TICKS = 8
 
@@ -157,7 +157,7 @@ def _axis(setting: str, places: dict[str, float], numbers: bool) -> Axis:
     ticks = {place: text for text, place in places.items()}
     if not numbers:
         return Axis(setting, "names", ticks)
-    x = drawing.logarithmic(setting, list(ticks)) if drawing.span_a_decade(list(ticks)) else Axis(setting)
+    x = logarithmic(setting, list(ticks)) if span_a_decade(list(ticks)) else Axis(setting)
     return replace(x, ticks=ticks) if len(ticks) <= MANY_TICKS else x
 
 

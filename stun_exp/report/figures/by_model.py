@@ -6,8 +6,8 @@ from math import hypot
 from stun_exp.report.data.points import Point
 from stun_exp.report.data.studies import Study
 from stun_exp.report.figures import charts
+from stun_exp.report.figures.axes import Axis, Reference
 from stun_exp.report.figures.spec import FigureSpec, Quality, Value, drawn_lines, left_out
-from stun_exp.report.figures.style import Axis, Reference
 
 
 def by_experts(studies: Sequence[Study], quality: Quality) -> Iterator[FigureSpec]:

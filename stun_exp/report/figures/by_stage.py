@@ -9,6 +9,7 @@ from stun_exp.report.data.points import Point
 from stun_exp.report.data.studies import SPARSITY, Study, at_most_common, together
 from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.axes import Axis, Reference, logarithmic
 from stun_exp.report.figures.spec import (
     MOST_METHODS,
     FigureSpec,
@@ -19,7 +20,6 @@ from stun_exp.report.figures.spec import (
     left_out,
     mean_of_seeds,
 )
-from stun_exp.report.figures.style import Axis, Reference
 
 STAGES = {"before": "dense", "experts": "experts\npruned", "weights": "weights\npruned"}
 
@@ -46,7 +46,7 @@ def cost(study: Study, qualities: Sequence[Quality]) -> Iterator[FigureSpec]:
         panels.append(("calibration passes", passes))
     else:
         said.append("No selection needed a calibration pass.")
-    axes = [(drawing.logarithmic(label, [line.x[0] for line in lines]), lines) for label, lines in panels]
+    axes = [(logarithmic(label, [line.x[0] for line in lines]), lines) for label, lines in panels]
     y = Axis("mean accuracy (%)") if len(taken) > 1 else taken[0].axis(drawn)
     yield FigureSpec(
         "cost",

@@ -10,21 +10,18 @@ from math import nan
 from textwrap import fill
 from typing import Any
 
+from stun_exp.report.figures.axes import Axis, Reference, draw_reference, set_scales
 from stun_exp.report.figures.style import (
     COLORS,
     FAINT,
     INK,
     TITLE_LETTERS,
     WIDTH,
-    Axis,
     Line,
-    Reference,
     add_legend,
     draw_points,
-    draw_reference,
     error_bars,
     look_of,
-    set_scales,
 )
 
 TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 9.5, "fontweight": "bold"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from stun_exp.report.data.metrics import headlines
-from stun_exp.report.data.points import Report
+from stun_exp.report.data.run_settings import Report
 from stun_exp.report.data.studies import Study, studies
 from stun_exp.report.figures import by_benchmark as by_benchmark
 from stun_exp.report.figures import by_model as by_model
@@ -28,9 +28,14 @@ class Figure:
 
 
 def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
-    """The figures, in the order to show them, each model's its own; `folder` is where in a report they are to lie.
+    """The figures, in the order to show them, each model's its own.
 
-    ValueError if two runs are the same (`points`).
+    Args:
+        reports: Of runs that may stand in one table.
+        folder: Where in a report they are to lie.
+
+    Raises:
+        ValueError: Two runs are the same but for what moves no figure.
     """
     found = studies(reports)
     specs = (
@@ -44,7 +49,7 @@ def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
 
 
 def draw_figures_over_models(reports: Sequence[Report], folder: str) -> list[Figure]:
-    """The figures that have all models in them; ValueError as for those of one."""
+    """The figures that have all models in them; arguments and errors as for those of one."""
     found = [study for study in studies(reports) if study.points]
     of_each = (by_model.by_experts(found, quality) for quality in _qualities(reports))
     return _drawn(chain.from_iterable(of_each), folder)

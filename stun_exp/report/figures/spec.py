@@ -6,12 +6,13 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from stun_exp.report.data.forms import LARGEST_NUMBER
 from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Point
-from stun_exp.report.data.schema import LARGEST_NUMBER
 from stun_exp.report.data.studies import Study
 from stun_exp.report.figures import style as drawing
-from stun_exp.report.figures.style import Axis, Line, Reference
+from stun_exp.report.figures.axes import Axis, Reference, logarithmic, span_a_decade
+from stun_exp.report.figures.style import Line
 
 MOST_METHODS = 30
 """Methods that one figure holds."""
@@ -65,8 +66,8 @@ class Quality:
     def axis(self, drawn: Sequence[Line]) -> Axis:
         """A perplexity that explodes has a logarithmic one."""
         values = [value for line in drawn for value in line.y]
-        steep = self.lower_is_better and drawing.span_a_decade(values)
-        return drawing.logarithmic(self.name, values) if steep else Axis(self.name)
+        steep = self.lower_is_better and span_a_decade(values)
+        return logarithmic(self.name, values) if steep else Axis(self.name)
 
 
 def drawn_lines(study: Study, spots: Spots) -> tuple[list[Line], list[str]]:

@@ -1,6 +1,6 @@
 """Tables for other programs: LaTeX with booktabs, and CSV."""
 
-from stun_exp.report.tables.results import Cell, ResultsTable
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 # One pass over the text, so that what stands for one character is not taken for others. pandas' own escaping leaves
 # <, >, | and " as they are, of which packages make commands, and characters that LaTeX does not know.
@@ -29,7 +29,7 @@ def latex(table: ResultsTable, caption: str) -> str:
 
     cells = [[_cell(cell) for cell in row] for row in table.cells]
     style = DataFrame(cells, columns=range(len(table.columns))).style.hide(axis="index")
-    style.relabel_index([_escaped(column) for column in table.columns], axis="columns")
+    style.format_index(lambda place: _escaped(table.columns[place]), axis="columns")  # names may be equal, or hold {}
     text: str = style.to_latex(
         hrules=True,
         column_format="".join("r" if number else "l" for number in table.numeric),

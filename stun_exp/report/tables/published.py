@@ -1,64 +1,46 @@
-"""Published figures beside ours, and whether they agree.
+"""Published figures beside ours, and whether they agree."""
 
-published.csv has them with their source. `status` is `primary` where the paper or its code was read, `unverified` where
-somebody's note of it was. What follows `source` says which of our runs a row is about: the pack, the model's card, the
-method, further settings, our metrics (a row is about their mean), and shots where they are stated. Where that is left
-empty, `remark` says why; elsewhere it says what is not known.
-"""
-
-import csv
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from math import isfinite, sqrt
-from pathlib import Path
 from statistics import mean
 
 from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
-from stun_exp.report.data.points import Measured, Point, Report, flat_settings, points
-from stun_exp.report.tables.results import Cell, ResultsTable
+from stun_exp.report.data.points import Measured, Point, points
+from stun_exp.report.data.run_settings import Report
+from stun_exp.report.tables.published_rows import (
+    SPARSITY_TOLERANCE,
+    PublishedRow,
+    has_settings,
+    is_of_method,
+    is_of_model,
+    is_of_pack,
+    is_of_toy_version,
+    our_metric_keys,
+    published_rows,
+)
+from stun_exp.report.tables.table import Cell, ResultsTable
 
-BUNDLED_PREFIX = "bundled:"
-FILE = Path(__file__).with_name("published.csv")
-TOY_NAMES = {
-    "c4": "toy",
-    "math": "toy_maths",
-    "gsm8k": "toy_gsm8k",
-    "arc_challenge": "toy_arc",
-    "hellaswag": "toy_hellaswag",
-    "mmlu": "toy_mmlu",
-}
-"""Calibration texts and benchmarks, and what stands for them in the toy version of a pack."""
-SPARSITY_TOLERANCE = 0.005
-"""How far our sparsity may be from the published one, which is printed in whole percents."""
 NOT_COMPARABLE = "not comparable: "
 WITHIN = 1.96
 """Standard errors in which a difference is taken for noise: 95 % of a normal distribution."""
-
-PublishedRow = Mapping[str, str]
-
-
-@cache
-def published_rows() -> list[PublishedRow]:
-    """Every published figure, as published.csv has it."""
-    with FILE.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def published_table(reports: Sequence[Report]) -> ResultsTable | None:
     """A row for each published figure of these runs' methods, on their model or in the toy version of their pack.
 
-    Ours, theirs, the difference, our standard error over items and seeds (theirs is not known), and a verdict: within
-    1.96 standard errors, better, worse, or why the two cannot be compared. Accuracies are in percent. None if nothing
-    was published of these runs.
+    Returns:
+        Ours, theirs, the difference, our standard error over items and seeds (theirs is not known), and a verdict:
+        within 1.96 standard errors, better, worse, or why the two cannot be compared. Accuracies are in percent. None
+        if nothing was published of these runs.
     """
     found = points(reports)
     lines: list[list[Cell]] = []
     remarks, not_run = dict[str, None](), dict[str, None]()
     for row in published_rows():
-        of_method = [point for point in found if _is_method(row, point)]
-        near = [point for point in of_method if _is_model(row, point) or _is_toy_version(row, point)]
-        same = [point for point in near if _has_settings(row, point)]
-        if not same and any(_is_of_pack(row, point) for point in near):
+        of_method = [point for point in found if is_of_method(row, point)]
+        near = [point for point in of_method if is_of_model(row, point) or is_of_toy_version(row, point)]
+        same = [point for point in near if has_settings(row, point)]
+        if not same and any(is_of_pack(row, point) for point in near):
             share = f"{100 * float(row['sparsity']):g} %"
             not_run[f"{row['table']}, {row['model']}, {row['method']}, {share}"] = None
         for point in same:
@@ -85,61 +67,15 @@ def with_verdict(table: ResultsTable) -> ResultsTable:
     return ResultsTable(table.columns, compared, notes)
 
 
-def _is_method(row: PublishedRow, point: Point) -> bool:
-    if row["our_method"] == "unpruned":
-        return point.is_unpruned
-    return not point.is_unpruned and bool(row["our_method"]) and row["our_method"] == _choice(point, "method")
-
-
-def _is_model(row: PublishedRow, point: Point) -> bool:
-    return bool(row["model_card"]) and row["model_card"] == _choice(point, "model")
-
-
-def _is_toy_version(row: PublishedRow, point: Point) -> bool:
-    """Whether the run is of the pack's toy version, on a bundled model."""
-    return _is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(BUNDLED_PREFIX)
-
-
-def _is_of_pack(row: PublishedRow, point: Point) -> bool:
-    return bool(row["pack"]) and row["pack"] == _choice(point, "experiment").rpartition("/")[2]
-
-
-def _has_settings(row: PublishedRow, point: Point) -> bool:
-    """Whether the run has the row's sparsity and settings; a toy version has sizes of its own, for a small model."""
-    if point.is_unpruned:
-        return True
-    requested = {
-        "recovery": "none",
-        "skipping": "none",
-        **dict(text.split("=") for text in row["our_settings"].split()),
-    }
-    ours = flat_settings(point.reports[0])
-    of_toy = not _is_model(row, point)
-    for key, value in requested.items():
-        is_toys = of_toy and (key.startswith("calibration.") or ours.get(key) == TOY_NAMES.get(value))
-        if ours.get(key) != value and not is_toys:
-            return False
-    return abs(point.sparsity - float(row["sparsity"])) <= SPARSITY_TOLERANCE
-
-
 def _measured(row: PublishedRow, point: Point) -> Measured | None:
     """Our figure: of several metrics the mean, with the errors of independent ones; None if one is lacking."""
-    found = [point.measured(key) for key in _keys(row, point)]
+    found = [point.measured(key) for key in our_metric_keys(row, point)]
     known = [one for one in found if one is not None]
     if not known or len(known) < len(found):
         return None
     value, noises = mean(one.value for one in known), [one.noise for one in known if one.noise is not None]
     noise = sqrt(sum(noise**2 for noise in noises)) / len(known) if len(noises) == len(known) else None
     return Measured(value, noise, noise)
-
-
-def _keys(row: PublishedRow, point: Point) -> list[str]:
-    """Our metrics; those of the toy version's benchmarks where the model is another."""
-    keys = row["our_metrics"].split()
-    if _is_model(row, point):
-        return keys
-    parts = [key.partition("/") for key in keys]
-    return [f"{TOY_NAMES.get(task, task)}/{metric}" for task, _, metric in parts]
 
 
 def _ours(row: PublishedRow, point: Point) -> list[Cell]:
@@ -167,7 +103,7 @@ def _ours(row: PublishedRow, point: Point) -> list[Cell]:
 def _hindrances(row: PublishedRow, point: Point) -> list[str]:
     """Why the two figures cannot be compared."""
     report, measured = point.reports[0], _measured(row, point)
-    why = [] if _is_model(row, point) else ["a toy version, another model"]
+    why = [] if is_of_model(row, point) else ["a toy version, another model"]
     if not row["our_metrics"]:
         return [*why, row["remark"]]
     if (limit := report["settings"]["eval"].get("limit")) is not None:
@@ -182,7 +118,7 @@ def _hindrances(row: PublishedRow, point: Point) -> list[str]:
             why.append(f"total sparsity {100 * total:.1f} %")
     if measured is None:
         return [*why, f"another metric, our run has no {row['our_metrics']}"]
-    shots = {str(point.metrics[0][key]["num_fewshot"]) for key in _keys(row, point)}
+    shots = {str(point.metrics[0][key]["num_fewshot"]) for key in our_metric_keys(row, point)}
     if row["num_fewshot"] and shots != {row["num_fewshot"]}:
         why.append(f"{', '.join(sorted(shots))} shots and not {row['num_fewshot']}")
     if not isfinite(measured.value):
@@ -199,10 +135,6 @@ def _theirs(row: PublishedRow) -> list[Cell]:
     mark = "" if row["status"] == "primary" else f" ({row['status']})"
     texts = [row["paper"], row["table"], row["model"], row["method"]]
     return [*map(Cell, texts), Cell(f"{share:g} %", share), Cell(row["task"]), Cell(f"{row['value']}{mark}", value)]
-
-
-def _choice(point: Point, group: str) -> str:
-    return str(point.reports[0].get("choices", {}).get(group) or "")
 
 
 def _notes(lines: Sequence[Sequence[Cell]]) -> list[str]:

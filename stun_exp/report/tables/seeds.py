@@ -5,15 +5,18 @@ from math import sqrt
 from statistics import mean, stdev
 
 from stun_exp.report.data.metrics import headlines
-from stun_exp.report.data.points import Measured, Report
-from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell
+from stun_exp.report.data.points import Measured
+from stun_exp.report.data.run_settings import Report
+from stun_exp.report.tables.results import column_names, figure_cell
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 
 def differences_table(reports: Sequence[Report], reference: str) -> ResultsTable:
     """One row a method: its figures minus those of `reference` on the same calibration text, mean over seeds ± error.
 
-    ValueError if the reference is not among the reports, or shares no seed with a method, or if two runs have one name
-    and seed.
+    Raises:
+        ValueError: The reference is not among the reports, or shares no seed with a method, or two runs have one name
+            and seed.
     """
     methods = _by_method(reports)
     if again := _ambiguous(reports):

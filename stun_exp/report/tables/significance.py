@@ -9,20 +9,20 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from stun_exp.report.data.metrics import headlines
-from stun_exp.report.data.points import Measured, Point, Report, points
+from stun_exp.report.data.points import Measured, Point, points
+from stun_exp.report.data.run_settings import Report
 from stun_exp.report.data.samples import SAMPLES, Items, check_same_items, read_samples
-from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell
+from stun_exp.report.tables.paired import holm, paired_p
+from stun_exp.report.tables.results import column_names, figure_cell
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 LEVEL = 0.05
 """Below it a difference is significant."""
 SMALLEST = 0.001
 """Below it a p-value is shown as such."""
-MOST_EXACT = 50
-"""Items up to which Wilcoxon's distribution is the exact one: scipy's own limit, which it would lower for ties."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,13 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
     over the pairs of the table. With several seeds an item's value is its mean over them, so the test speaks of items
     and not of calibration texts. Bold: p below 0.05.
 
-    `folders` hold each run's samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a note says so.
-    ValueError if two runs answered different items.
+    Args:
+        reports: Of runs that may stand in one table.
+        folders: Each run's own, with its samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a
+            note says so.
+
+    Raises:
+        ValueError: Two runs answered different items.
     """
     pairs = list(_pairs(points(reports)))
     figures = headlines(reports)
@@ -70,40 +75,6 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
     named = zip(column_names(figures), figures.values(), strict=True)
     headings = [heading for column, task in named for heading in (column, f"p ({task})")]
     return ResultsTable(["A", "B", "sparsity", *headings], rows, tuple(notes))
-
-
-def paired_p(a_PI: "NDArray[np.float64]", b_PI: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Two-sided p-values of P pairs on the same I items: exact McNemar of 0 and 1, else Wilcoxon; all pairs at once.
-
-    McNemar's is the sign test of the items that one point alone gets right. Wilcoxon's leaves out equal values too; its
-    distribution is exact up to 50 items, as if there were no ties, and normal beyond. NaN if a value is no number.
-    """
-    import numpy as np
-    from scipy.stats import binomtest, wilcoxon
-
-    p = np.ones(len(a_PI))
-    differing = (a_PI != b_PI).any(axis=1)
-    binary = (np.isin(a_PI, (0, 1)) & np.isin(b_PI, (0, 1))).all(axis=1)
-    wins, losses = (a_PI > b_PI).sum(axis=1), (a_PI < b_PI).sum(axis=1)
-    for pair in np.flatnonzero(differing & binary):
-        p[pair] = binomtest(wins[pair], wins[pair] + losses[pair]).pvalue
-    finite = np.isfinite(a_PI).all(axis=1) & np.isfinite(b_PI).all(axis=1)
-    p[~finite] = nan
-    graded = differing & finite & ~binary
-    if graded.any():
-        method = "exact" if a_PI.shape[1] <= MOST_EXACT else "asymptotic"
-        p[graded] = wilcoxon(a_PI[graded], b_PI[graded], zero_method="wilcox", method=method, axis=1).pvalue
-    return p
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values after Holm's step-down correction (1979), in the same order; NaN is no test and stays NaN."""
-    order = sorted((i for i, p in enumerate(p_values) if p == p), key=lambda i: p_values[i])
-    corrected, largest = [nan] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def _pairs(found: Sequence[Point]) -> Iterator[PointPair]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from stun_exp.report.data.points import points, shown_settings
+from stun_exp.report.data.points import points
+from stun_exp.report.data.run_settings import shown_settings
 
 Make = Callable[..., dict[str, Any]]
 KEY = "arc/acc,none"

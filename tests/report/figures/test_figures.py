@@ -9,8 +9,9 @@ import pytest
 
 from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.axes import Axis, Reference, logarithmic
 from stun_exp.report.figures.draw import Figure, draw_figures, draw_figures_over_models
-from stun_exp.report.figures.style import Axis, Line, Reference
+from stun_exp.report.figures.style import Line
 
 ARC, TEXT = "arc/acc,none", "text/byte_perplexity,none"
 BENCHMARKS = {
@@ -269,7 +270,7 @@ def test_ticks_of_a_logarithmic_axis_are_few_and_plain_numbers(values: Sequence[
     """Powers of ten and, where these are few, twice and five times each: no 10^2, which would stand there as text."""
     line = Line("a", values, values, [None] * len(values), 0)
     with drawing.style():
-        figure = charts.lines("title", [line], drawing.logarithmic("x", values), Axis("y"))
+        figure = charts.lines("title", [line], logarithmic("x", values), Axis("y"))
         figure.draw_without_rendering()
     (axes,) = figure.axes
     low, high = axes.get_xlim()
@@ -280,8 +281,8 @@ def test_ticks_of_a_logarithmic_axis_are_few_and_plain_numbers(values: Sequence[
 
 def test_values_near_each_other_have_a_linear_axis() -> None:
     """A logarithm of 3 to 4 would have ticks at every tenth, one over the other in a narrow panel."""
-    assert drawing.logarithmic("x", [3.0, 4.0]) == Axis("x")
-    assert drawing.logarithmic("x", [0.0, 0.0]) == Axis("x")
+    assert logarithmic("x", [3.0, 4.0]) == Axis("x")
+    assert logarithmic("x", [0.0, 0.0]) == Axis("x")
 
 
 def test_a_run_without_a_figure_is_named(shown: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stun_exp.report.tables.published import published_rows, published_table, with_verdict
+from stun_exp.report.tables.published import published_table, with_verdict
+from stun_exp.report.tables.published_rows import published_rows
 
 CONF = Path(__file__).parents[3] / "conf"
 LU8 = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "mmlu", "openbookqa", "rte", "winogrande")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from report_fixtures import stage
 
-from stun_exp.report.tables.results import CHARGED, Cell, ResultsTable, results_table
+from stun_exp.report.tables.results import CHARGED, results_table
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 Make = Callable[..., dict[str, Any]]
 COST = ["calibration passes", "selection (s)", "peak GiB", "total (s)"]

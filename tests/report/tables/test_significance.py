@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stun_exp.report.data.samples import read_samples
-from stun_exp.report.tables.significance import holm, paired_p, significance_table
+from stun_exp.report.tables.paired import holm, paired_p
+from stun_exp.report.tables.significance import significance_table
 
 Make = Callable[..., dict[str, Any]]
 
