@@ -23,7 +23,8 @@ from transformers import (
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import build, points
+from stun_exp.config.build import build
+from stun_exp.config.settings import specs_of
 from stun_exp.models import register
 from stun_exp.moe import families
 from stun_exp.pipeline.run import run
@@ -266,7 +267,7 @@ def run_with() -> Callable[..., dict[str, Any]]:
         out.mkdir(exist_ok=True)
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
-        run(points(build(cfg), {str(key): value for key, value in config.items()}, out))
+        run(specs_of(build(cfg), {str(key): value for key, value in config.items()}, out))
         report = out / "report.json"
         return json.loads(report.read_text()) if report.exists() else {}
 

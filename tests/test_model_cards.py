@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.model import Model
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import build
+from stun_exp.config.build import build
 from stun_exp.moe.families import family_of
 
 CARDS: dict[str, dict[str, Any]] = {file.stem: yaml.safe_load(file.read_text()) for file in CONF.glob("model/*.yaml")}

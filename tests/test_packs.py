@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import ConfigError, Settings, build
-from stun_exp.config.settings import points as points_of
+from stun_exp.config.build import ConfigError, build
+from stun_exp.config.settings import Settings
+from stun_exp.config.settings import specs_of as points_of
 from stun_exp.pipeline.budget import budget_of, expected_counts
 from stun_exp.pipeline.run import run
 from stun_exp.report.tables.published_rows import published_rows

@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import ConfigError
+from stun_exp.config.build import ConfigError
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="no Optuna: pip install -e '.[optuna]'")
 # Of Optuna 2.10 and SQLAlchemy 2, when the plugin is imported.
@@ -50,7 +50,7 @@ def test_a_search_ends_with_the_best_and_goes_on_where_it_was(
     reports = {file: file.stat().st_mtime_ns for file in tmp_path.glob("sweep/expert_pruner.lambda2=*/report.json")}
     assert len(reports) == 2
     done = search(*wanted[:1], "hydra.sweeper.n_trials=3")
-    assert done.stderr.count("finished earlier") == 2
+    assert done.stderr.count("already complete") == 2
     assert {file: file.stat().st_mtime_ns for file in reports} == reports
     assert len(list(tmp_path.glob("sweep/expert_pruner.lambda2=*/report.json"))) == 3
     assert yaml.safe_load(results.read_text())["best_value"] <= first["best_value"]

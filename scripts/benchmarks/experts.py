@@ -40,14 +40,16 @@ def gram_peak_gib(chunk_tokens: int) -> float:
     import torch
 
     from stun_exp.expert_pruner.reconstruction.lattice import best_subset
-    from stun_exp.state.ledger import _peak_host_gib, _reset_peaks
+    from stun_exp.state.costs import Costs
 
     block, hidden_TD = _moe_block(32, 16384)
     _grams(block, hidden_TD[:64], 4, 64)  # what torch loads at its first call is not the search's memory
-    _reset_peaks(torch.device("cpu"))
-    before = _peak_host_gib()
-    best_subset(_grams(block, hidden_TD, 4, chunk_tokens), 32, 4)
-    return _peak_host_gib() - before
+    costs = Costs(torch.device("cpu"))
+    with costs.measured("before") as before:
+        pass
+    with costs.measured("search") as search:
+        best_subset(_grams(block, hidden_TD, 4, chunk_tokens), 32, 4)
+    return search.peak_host_gib - before.peak_host_gib
 
 
 def _exhaustive(num_experts: int, num_kept: int, *, reference: bool) -> dict[str, Any]:

@@ -62,13 +62,13 @@ def stream_overlap() -> dict[str, Any]:
     from scripts.benchmarks.timing import timed
     from stun_exp.checkpoint.checkpoint import Checkpoint
     from stun_exp.checkpoint.writer import CheckpointWriter
-    from stun_exp.pipeline.prune import WeightStage
+    from stun_exp.pipeline import prune_layer
     from stun_exp.streaming.walk import Step
 
     seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
     timed_method(Checkpoint, "read_planned", seconds, "read")
     timed_method(CheckpointWriter, "write_layer", seconds, "write")
-    timed_method(WeightStage, "prune_", seconds, "compute")
+    timed_method(prune_layer, "prune_layer_", seconds, "compute")
     timed_method(Step, "forward", seconds, "compute")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
@@ -84,7 +84,8 @@ def _prune(checkpoint: Any, out: Path) -> None:
 
     from stun_exp.allocation.ratios import LayerRatios
     from stun_exp.checkpoint.writer import CheckpointWriter
-    from stun_exp.pipeline.prune import WeightStage
+    from stun_exp.pipeline import prune_layer
+    from stun_exp.pipeline.weight_stage import WeightStage
     from stun_exp.streaming.walk import Walk
     from stun_exp.unstructured_pruner.wanda import Wanda
 
@@ -94,6 +95,6 @@ def _prune(checkpoint: Any, out: Path) -> None:
     stage, writer = WeightStage(pruner, "decoder"), CheckpointWriter(checkpoint, out)
     tokens = torch.randint(0, 2000, (8, 256), generator=torch.Generator().manual_seed(0))
     for step in Walk(checkpoint, torch.split(tokens, 2), torch.device("cpu"), "bench"):
-        stage.prune_(step, LayerRatios(0.5))
+        prune_layer.prune_layer_(stage, step, LayerRatios(0.5))
         writer.write_layer(step.layer)
     writer.finish()

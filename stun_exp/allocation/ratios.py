@@ -50,8 +50,7 @@ def ratios_of_layers(
 ) -> list[LayerRatios]:
     """The ratios of each layer, rounded to n of m under the pruner's N:M pattern if it has one; m never go."""
     ratios, limited = list(allotment.ratios), dict(allotment.limited)
-    # Not every pruner compares by groups of its choice.
-    if getattr(pruner, "group", None) == "layer" and any(unit.expert is not None for unit in units):
+    if pruner.compares_layers() and any(unit.expert is not None for unit in units):
         warn(
             "allocation.per=expert has no effect within a layer: unstructured_pruner.group=layer compares all of its "
             "weights, whatever the ratio of each expert; choose another group, or allocation.per=layer"

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import field_validator
 
-from stun_exp.calibration.protocol import Calibration, CalibrationTokens, checked_text, json_rows, text_file, token_ids
+from stun_exp.calibration.protocol import Calibration, CalibrationTokens
+from stun_exp.calibration.text import checked_text, json_rows, text_file, token_ids
 from stun_exp.utils.paths import expanded
 
 Pair = tuple[list[int], list[int]]

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.nf4 import quantise_
+from stun_exp.checkpoint.nf4 import quantize_
 from stun_exp.checkpoint.placement import Places, dispatch_, place_of
 from stun_exp.moe.layers import MoELayer
 
@@ -44,7 +44,7 @@ def assemble(
                 part.config = empty.config
         if nf4:
             layer.module.to(device)
-            quantise_(layer)
+            quantize_(layer)
         layer.module.to(place_of(name, places) if places else device)
         model.set_submodule(name, layer.module)
     if (checkpoint.path / "generation_config.json").is_file():

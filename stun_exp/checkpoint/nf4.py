@@ -26,7 +26,7 @@ _MATRIX_DIMENSIONS = {"attention": 2, "mlp": 2, "experts": 3, "rest": inf}
 _AT_ONCE = 1 << 30  # bitsandbytes counts weights in 32 bits, and the experts of one Arctic layer are more than that
 
 
-def quantise_(layer: MoELayer) -> None:
+def quantize_(layer: MoELayer) -> None:
     """Holds a layer's linears and fused experts in NF4 from now on; routers, gates, norms and biases stay as they are.
 
     For running only: `matrices()` and `regroup()` need the layer's own weights.
@@ -40,7 +40,7 @@ def quantise_(layer: MoELayer) -> None:
 
 
 @contextmanager
-def as_quantised(layer: MoELayer) -> Iterator[None]:
+def as_quantized(layer: MoELayer) -> Iterator[None]:
     """Inside the block the layer computes what it would if held in NF4; after it, its own weights are back.
 
     They are the same storage: views taken before the block (`matrices()`) stay valid, and show the full weights also
@@ -108,7 +108,7 @@ def check_memory(parts: Iterable[PartMemory]) -> None:
             raise ValueError(
                 f"model.load=nf4: {part.part} take {part.bytes / 1e6:,.1f} MB and should take "
                 f"{part.expected_bytes / 1e6:,.1f} MB in 4 bits, so some of their matrices were left as they were; "
-                "this family's weights are not where quantise_ in stun_exp/checkpoint/nf4.py looks; choose another "
+                "this family's weights are not where quantize_ in stun_exp/checkpoint/nf4.py looks; choose another "
                 "model.load"
             )
 

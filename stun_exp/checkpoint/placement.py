@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stun_exp.checkpoint.architecture import Architecture
-from stun_exp.checkpoint.nf4 import quantise_
+from stun_exp.checkpoint.nf4 import quantize_
 from stun_exp.moe.layers import layers_of
 
 Places = Mapping[str, Any]
@@ -40,7 +40,7 @@ def find_places(architecture: Architecture, nf4: bool, free: Mapping[Any, int]) 
     model = deepcopy(architecture.skeleton)
     if nf4:
         for layer in layers_of(model, architecture.family):
-            quantise_(layer)
+            quantize_(layer)
     whole = sorted({type(layer.module).__name__ for layer in architecture.outlines})
     budget = get_balanced_memory(model, dict(free), no_split_module_classes=whole)
     places = dict(infer_auto_device_map(model, budget, no_split_module_classes=whole, offload_buffers=True))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stun_exp.utils.files import own_file, read_json, write_file
+from stun_exp.utils.files import digest_of, own_file, read_json, write_file
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAPPED = 1 << 30
@@ -178,3 +179,10 @@ def _open(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{file}: truncated or not a safetensors file ({error}); download it again") from error
+
+
+def digests_in(folder: Path) -> dict[str, str | None]:
+    """The sha256 of the shards in a folder, by name."""
+    files = list(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor() as threads:  # one hashes more slowly than a good disk reads
+        return {file.name: digest for file, digest in zip(files, threads.map(digest_of, files), strict=True)}

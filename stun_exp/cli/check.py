@@ -26,8 +26,9 @@ from stun_exp.cli.composing import UNNAMED, Composed, composed, configs
 from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import Argument, Groups, parsed, read
 from stun_exp.cli.places import other_run, taken, unusable
+from stun_exp.config.build import ConfigError, build
 from stun_exp.config.errors import did_you_mean, dotted, no_such, shown
-from stun_exp.config.settings import ConfigError, Settings, build, points
+from stun_exp.config.settings import Settings, specs_of
 from stun_exp.utils.paths import is_folder
 
 MOST_CONFIGS, MOST_JOBS = 64, 1000
@@ -92,6 +93,19 @@ def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
     check(overrides, conf, writes=False)
     with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
         return build(composed(tuple(overrides)).cfg)
+
+
+def composed_of(overrides: Sequence[str], conf: Path, out: Path | None) -> tuple[DictConfig, dict[str, str | None]]:
+    """The checked config that `overrides` describe, and what is chosen for each group.
+
+    ConfigError with every mistake; of the folder `out` too, unless nothing is to be written.
+    """
+    folder = [] if out is None else [f"hydra.run.dir='{out}'"]
+    check([*overrides, *folder], conf, writes=out is not None)
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
+        found = composed(tuple(overrides))
+        OmegaConf.resolve(found.cfg)
+        return found.cfg, {str(group): choice for group, choice in found.hydra.hydra.runtime.choices.items()}
 
 
 def one_line(error: Exception) -> str:
@@ -249,7 +263,7 @@ def _of_others(settings: Settings, cfg: DictConfig, composed: Composed, out: str
     HydraConfig.instance().set_config(composed.hydra)  # another job's may have been composed since
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    for point in points(settings, {str(key): value for key, value in plain.items()}, Path(out)):
+    for point in specs_of(settings, {str(key): value for key, value in plain.items()}, Path(out)):
         if differs := other_run(point.out, point.config):
             yield taken(str(composed.sweep_dir), differs)
 

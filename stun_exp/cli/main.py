@@ -17,12 +17,10 @@ from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import CONFIG_NAME
 from stun_exp.cli.places import check_vacant, not_made
 from stun_exp.cli.sweep import SweepEnd, conclude
-from stun_exp.config.settings import ConfigError, build, points
-from stun_exp.state.failures import forget_error, keep_error
+from stun_exp.config.build import ConfigError, specs_from
+from stun_exp.config.conf import CONF
+from stun_exp.report.data.failures import forget_error, keep_error
 
-PACKAGE = Path(__file__).parents[1]
-# In a wheel the configs lie in the package, in a checkout beside it.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1" and "STUN_SHORT_ERRORS" not in os.environ
 """Whether the user wants every traceback; read here, because `main` sets the first variable for Hydra.
 
@@ -58,25 +56,23 @@ def job(cfg: DictConfig) -> float | None:
         _Single.folder = Path(here.runtime.output_dir)
     try:
         forget_error(Path(here.runtime.output_dir))
-        settings = build(cfg)
+        specs = specs_from(cfg, Path(here.runtime.output_dir))
         # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
         from stun_exp.utils.progress import loading
 
         with loading():
+            from stun_exp.api import run_all
             from stun_exp.cli.objective import objective
-            from stun_exp.pipeline.run import run
+            from stun_exp.report.tables.results import results_table
 
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        plain = {str(key): value for key, value in config.items()}
-        found = points(settings, plain, Path(here.runtime.output_dir))
         sweep = None
         if here.mode == RunMode.MULTIRUN:
             sweep = Path(here.sweep.dir).absolute().name
-            for point in found:
-                check_vacant(point.out, point.config, here.sweep.dir)
-        run(found, here.runtime.choices, sweep)
-        return objective([point.out for point in found])
+            for spec in specs:
+                check_vacant(spec.out, spec.config, here.sweep.dir)
+        for report in run_all(specs, here.runtime.choices, sweep):
+            results_table([report]).show()
+        return objective([spec.out for spec in specs])
     except Exception as error:
         stop_if_told()
         if here.mode != RunMode.MULTIRUN and isinstance(error, ConfigError):
@@ -101,7 +97,7 @@ def inspect(overrides: list[str], conf: Path) -> None:
         from stun_exp.inspection import show
 
     try:
-        show.run(settings)
+        print(show.facts_of(settings))
     except Exception as error:
         stop_if_told()
         _tell(error)

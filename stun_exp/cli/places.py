@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from stun_exp.state.finished import WITHOUT_EFFECT
+from stun_exp.config.settings import WITHOUT_EFFECT
 
 INSIDE = Path(".hydra/overrides.yaml")
 """What is made in every run's folder, before the run."""

@@ -11,8 +11,9 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from stun_exp.state.failures import failures
-from stun_exp.tracker.wandb import NoTracker, harmless
+from stun_exp.report.data.failures import failures
+from stun_exp.tracker.none import NoTracker
+from stun_exp.tracker.protocol import harmless
 
 
 class SweepEnd(Callback):

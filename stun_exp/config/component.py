@@ -1,5 +1,6 @@
 """What every component of a run is: a frozen, strictly typed record of its settings, plus its methods."""
 
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -24,3 +25,7 @@ class Component(BaseModel):
             if any(get_origin(kind) is tuple for kind in kinds):
                 return tuple(value)
         return value
+
+    def reads(self) -> list[Path]:
+        """The files whose content decides what the component does: a run depends on it, and not on their names."""
+        return []

@@ -2,11 +2,12 @@
 
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import LayerPlan, Plan, router_digest
 from stun_exp.utils.paths import expanded, is_file, is_folder
 
@@ -18,7 +19,7 @@ Recorded = dict[int, tuple[LayerPlan, str]]
 """Layer -> its plan, and the digest of the router that it was made for."""
 
 
-class FromPlan(Component):
+class FromPlan(ExpertPruner):
     """Does what a plan.json says, for the model that it was made for; needs no data."""
 
     path: str
@@ -35,11 +36,13 @@ class FromPlan(Component):
     def recorded(self) -> Recorded:
         return read_plan(self.path)
 
-    @property
-    def ratio(self) -> float:
-        """Share of the routed experts that the plan removes, merged ones included."""
+    def removed_share(self) -> float:
+        """The share of the routed experts that the plan removes, merged ones included."""
         plans = [plan for plan, _ in self.recorded.values()]
         return sum(plan.num_experts - len(plan.groups) for plan in plans) / sum(plan.num_experts for plan in plans)
+
+    def reads(self) -> list[Path]:
+        return [plan_file(self.path)]
 
     def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
         return []
@@ -68,11 +71,15 @@ class FromPlan(Component):
         )
 
 
+def plan_file(path: str) -> Path:
+    """Where the plan is that is given as a file or by its folder."""
+    place = expanded(path)
+    return place / "plan.json" if is_folder(place) else place
+
+
 def read_plan(path: str) -> Recorded:
     """The content of a plan.json, given as a file or by its folder; ValueError if it is missing or damaged."""
-    file = expanded(path)
-    if is_folder(file):
-        file /= "plan.json"
+    file = plan_file(path)
     if not is_file(file):
         raise ValueError("no such file" if file == expanded(path) else "no plan.json in this folder")
     try:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stun_exp.moe.observe import Statistic
 
 
-class HCSMoE(Component):
+class HCSMoE(ExpertPruner):
     """Every layer's experts in as many clusters as it keeps, each merged into one, weighted by the tokens routed to it.
 
     An expert is represented by its mean output over all calibration tokens, routed to it or not, so every expert runs
@@ -28,6 +28,9 @@ class HCSMoE(Component):
     """Distance of two clusters: the mean, largest or smallest over their pairs; the paper's is `average`."""
     distance: Literal["euclidean", "cosine"]
     """Distance of two mean outputs: HC-SMoE's is `euclidean`, the text of REAP says `cosine` of it."""
+
+    def removed_share(self) -> float:
+        return self.ratio
 
     def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
         from stun_exp.moe.statistics import ExpertTokens, MeanOutputs

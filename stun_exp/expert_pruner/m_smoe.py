@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import Plan
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stun_exp.moe.observe import Statistic
 
 
-class MSMoE(Component):
+class MSMoE(ExpertPruner):
     """The most used experts of the whole model are dominant; every other expert joins one and is averaged into it.
 
     Usage is an expert's share of its layer's routed tokens, so layers keep different numbers. An expert joins the
@@ -34,6 +34,9 @@ class MSMoE(Component):
     """Share of the model's routed experts to merge away."""
     align: bool
     """Whether hidden units are matched before averaging; false averages them as they are numbered."""
+
+    def removed_share(self) -> float:
+        return self.ratio
 
     def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
         from stun_exp.moe.statistics import ExpertTokens, RouterLogitGram

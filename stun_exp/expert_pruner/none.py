@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import LayerPlan, Plan, keep
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from stun_exp.moe.observe import Statistic
 
 
-class KeepAllExperts(Component):
+class KeepAllExperts(ExpertPruner):
     """Removes nothing."""
 
     def statistics(self, layer: "ExpertSource") -> "list[Statistic]":

@@ -1,7 +1,10 @@
 """What an expert pruner is, and what it may look at."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,22 +47,37 @@ class ExpertSource(Protocol):
         ...
 
 
-class ExpertPruner(Protocol):
+class ExpertPruner(Component):
     """Decides which experts remain; changes nothing.
 
     It meets one layer at a time, so that what was gathered of a layer can be forgotten before the next, and decides
-    for all of them at the end, so that a budget may be the whole model's. A pruner that has a setting `progressive`
-    which is true gives a LayerPlan as its finding, and meets each layer behind the pruned ones.
+    for all of them at the end, so that a budget may be the whole model's.
     """
 
+    def removed_share(self) -> float:
+        """The share of the routed experts that go."""
+        return 0.0
+
+    def has_ratio(self) -> bool:
+        """Whether `ratio` is a setting of it; a plan that is replayed has one that nobody can set."""
+        return "ratio" in type(self).model_fields
+
+    def is_progressive(self) -> bool:
+        """Whether it meets each layer behind the pruned ones; it then gives a LayerPlan as its finding."""
+        return False
+
+    def has_equal_layers(self) -> bool:
+        """Whether every layer loses its share of an even budget, and not the whole model one of its own."""
+        return True
+
+    @abstractmethod
     def statistics(self, layer: ExpertSource) -> "list[Statistic]":
         """What to gather in one layer over the calibration tokens; empty if no data is needed."""
-        ...
 
+    @abstractmethod
     def examine(self, layer: ExpertSource, statistics: "list[Statistic]", num_kept: int) -> Any:
         """What `plan` needs of one layer. `num_kept` is the layer's share of an even budget."""
-        ...
 
+    @abstractmethod
     def plan(self, findings: list[Any]) -> "Plan":
         """The plan, from the findings of all layers with experts, in their order."""
-        ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import LayerPlan, Plan, keep
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stun_exp.moe.observe import Statistic
 
 
-class ExpertScores(Component):
+class ExpertScores(ExpertPruner):
     """Keeps the highest-scoring experts of each layer as they are; of equal scores the lower index stays.
 
     Every layer keeps its share of an even budget, and with a group-limited router so does every group of a layer. An
@@ -28,6 +28,9 @@ class ExpertScores(Component):
 
     ratio: float = Field(ge=0, lt=1)
     """Share of each layer's routed experts to remove."""
+
+    def removed_share(self) -> float:
+        return self.ratio
 
     @abstractmethod
     def scores_E(self, layer: "ExpertSource", statistics: "Sequence[Statistic]") -> "Tensor":

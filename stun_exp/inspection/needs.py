@@ -4,10 +4,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from stun_exp.config.settings import Settings
 from stun_exp.inspection.sizes import Inspection
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 DISK_RATE = 1e9
@@ -17,7 +18,7 @@ CORE_RATE, GPU_RATE = 2.5e10, 1e14
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageNeeds:
     """How often one stage reads or writes the whole model, and how often it runs it on the calibration tokens."""
 
     moves: int
@@ -26,7 +27,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Needs:
-    """A run's appetite, in bytes, seconds and operations a second."""
+    """A run's estimated resources, in bytes, seconds and operations a second."""
 
     num_tokens: int
     layer_bytes: float
@@ -36,7 +37,7 @@ class Needs:
     evaluation_bytes: float
     """Of the whole model, as it is loaded to be evaluated; what is pruned away is not taken off."""
     written_bytes: float
-    stages: dict[str, Stage]
+    stages: dict[str, StageNeeds]
     disk_seconds: float
     compute_rate: float
     compute_seconds: float
@@ -50,7 +51,7 @@ class Needs:
         return self.disk_seconds + self.compute_seconds
 
 
-def needs_of(found: Inspection, settings: Any) -> Needs:
+def needs_of(found: Inspection, settings: Settings) -> Needs:
     """The needs of a run with these settings; recovery, evaluation and statistics' own memory are left out.
 
     ValueError if the expert pruner cannot work with this model.
@@ -61,7 +62,7 @@ def needs_of(found: Inspection, settings: Any) -> Needs:
     stages = stages_of(found, settings)
     # A layer as it was read and as it is put together; in 4 bits its own weights are kept beside what they become.
     copies = 3 if model.load == "nf4" else 2
-    walks = 2 if getattr(settings.expert_pruner, "progressive", False) else 1
+    walks = 2 if settings.expert_pruner.is_progressive() else 1
     layers = walks * copies * found.largest.all.bytes("full", itemsize)
     hidden = walks * 2 * num_tokens * architecture.config.get_text_config().hidden_size * itemsize
     whole = found.whole.bytes("full", itemsize)
@@ -82,7 +83,7 @@ def needs_of(found: Inspection, settings: Any) -> Needs:
     )
 
 
-def stages_of(found: Inspection, settings: Any) -> dict[str, Stage]:
+def stages_of(found: Inspection, settings: Settings) -> dict[str, StageNeeds]:
     """What each stage of a run does with the model, starved experts left out."""
     pruner: UnstructuredPruner = settings.unstructured_pruner
     feeds = WeightStage(pruner, settings.sparsity_scope).needs_data and pruner.prunes
@@ -95,19 +96,19 @@ def stages_of(found: Inspection, settings: Any) -> dict[str, Stage]:
     skips = settings.skipping.statistic(layer) is not None
     return {
         "experts": _choosing(layer, settings.expert_pruner),
-        "allocate": Stage(int(measures), float(measures and feeds)),
+        "allocate": StageNeeds(int(measures), float(measures and feeds)),
         # Each layer is run as it was, and once more as it has become: on the first batch alone if none comes after it.
-        "prune": Stage(2, parts + (1.0 if pruner.inputs == "pruned" else 1 / batches) if feeds else 0.0),
-        "verify": Stage(2, 0.0),
-        "skip": Stage(int(skips), float(skips)),
-        "evaluate": Stage(1, 0.0),
+        "prune": StageNeeds(2, parts + (1.0 if pruner.inputs == "pruned" else 1 / batches) if feeds else 0.0),
+        "verify": StageNeeds(2, 0.0),
+        "skip": StageNeeds(int(skips), float(skips)),
+        "evaluate": StageNeeds(1, 0.0),
     }
 
 
-def _choosing(layer: MoELayer, pruner: Any) -> Stage:
+def _choosing(layer: MoELayer, pruner: Any) -> StageNeeds:
     statistics = pruner.statistics(layer)
     if not statistics:
-        return Stage(1, 0.0)
+        return StageNeeds(1, 0.0)
     observed = 1.0 if chunk_tokens(statistics) is None else layer.num_experts / layer.top_k
     # Behind pruned layers: the full model beside it, and each layer again as it has become.
-    return Stage(2, observed + 2) if getattr(pruner, "progressive", False) else Stage(1, observed)
+    return StageNeeds(2, observed + 2) if pruner.is_progressive() else StageNeeds(1, observed)

@@ -1,47 +1,45 @@
 """What `stun inspect` prints."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import get_args
 
-import torch
-from rich.console import Console
-
+from stun_exp.config.settings import Settings
 from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
 from stun_exp.inspection.sizes import Inspection, inspect
 from stun_exp.pipeline.budget import Scope
+from stun_exp.state.device import machine
 
 Row = tuple[str, str]
 
 
-def run(settings: Any) -> None:
-    """Prints what the model of a run's settings is, what fits where, and what the run will need."""
-    found = inspect(settings.model.architecture())
-    memories = machine()
-    rows = [
-        ("model", f"{settings.model.path}: {found.whole.parameters:,} parameters"),
-        *_model(found),
-        *_scopes(found, settings),
-        ("this machine", ", ".join(f"{gb(size)} {name}" for name, size in memories.items())),
-        *_sizes(found, memories),
-        *_needs(needs_of(found, settings), memories),
-    ]
-    out = Console(highlight=False, markup=False, soft_wrap=True)
-    for name, text in rows:
-        out.print(f"{name:<18}{text}")
-    out.print("no weights were read")
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model is and what a run of it will need; as text, what `stun inspect` prints."""
 
-
-def machine() -> dict[str, int]:
+    source: str
+    sizes: Inspection
+    needs: Needs
+    scope: Scope
+    memories: Mapping[str, int]
     """Bytes of this machine's memories, by name."""
-    memories = {"RAM": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container may be given less
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        memories["RAM"] = min(memories["RAM"], int(text))
-    if torch.cuda.is_available():
-        memories["GPU"] = torch.cuda.get_device_properties(0).total_memory
-    return memories
+
+    def __str__(self) -> str:
+        rows = [
+            ("model", f"{self.source}: {self.sizes.whole.parameters:,} parameters"),
+            *_model(self.sizes),
+            *_scopes(self.sizes, self.scope),
+            ("this machine", ", ".join(f"{gb(size)} {name}" for name, size in self.memories.items())),
+            *_sizes(self.sizes, self.memories),
+            *_needs(self.needs, self.memories),
+        ]
+        return "\n".join([*(f"{name:<18}{text}" for name, text in rows), "no weights were read"])
+
+
+def facts_of(settings: Settings) -> ModelFacts:
+    """What the model of a run's settings is, what fits where, and what the run will need; reads no weights."""
+    found = inspect(settings.model.architecture())
+    return ModelFacts(settings.model.path, found, needs_of(found, settings), settings.sparsity_scope, machine())
 
 
 def _model(found: Inspection) -> Iterator[Row]:
@@ -63,11 +61,11 @@ def _model(found: Inspection) -> Iterator[Row]:
     yield "on disk", unknown if found.disk_bytes is None else gb(found.disk_bytes)
 
 
-def _scopes(found: Inspection, settings: Any) -> Iterator[Row]:
+def _scopes(found: Inspection, of_run: Scope) -> Iterator[Row]:
     whole = found.whole.parameters
     for scope in get_args(Scope):
         inside = found.in_scope(scope)
-        chosen = "; sparsity_scope of this run" if scope == settings.sparsity_scope else ""
+        chosen = "; sparsity_scope of this run" if scope == of_run else ""
         yield f"scope {scope}", f"{inside:,} in ({inside / whole:.1%}), {whole - inside:,} out{chosen}"
 
 

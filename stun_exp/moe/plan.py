@@ -53,6 +53,11 @@ class Plan:
         """The plan of one layer; None for a layer without experts."""
         return next((plan for plan in self.layers if plan.layer == layer), None)
 
+    @property
+    def num_kept(self) -> dict[int, int]:
+        """Experts left in each layer that has any."""
+        return {plan.layer: len(plan.groups) for plan in self.layers}
+
 
 def keep(layer: int, num_experts: int, kept: Sequence[int], facts: dict[str, Any] | None = None) -> LayerPlan:
     """The plan that keeps the named experts as they are."""

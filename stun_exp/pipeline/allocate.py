@@ -1,16 +1,54 @@
-"""The stage between the two: how much the second takes from each layer, or from each expert."""
+"""The stage between the two prunings: how much the second takes from each layer, or from each expert."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from stun_exp.allocation.protocol import Allocation, Saliencies
 from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
 from stun_exp.moe.layers import Matrix
-from stun_exp.pipeline.budget import Budget
-from stun_exp.pipeline.input_statistics import gather, starved_experts
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.moe.plan import Plan
+from stun_exp.pipeline.budget import Budget, weights_ratio
+from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.input_statistics import gather, settings_of, starved_experts
+from stun_exp.pipeline.inputs import Inputs
+from stun_exp.pipeline.source_zeros import check_allocated
+from stun_exp.pipeline.weight_stage import WeightStage
+from stun_exp.state.statistics_cache import DenseInputs, StatisticsCache
 from stun_exp.streaming.walk import Step, Walk
+from stun_exp.unstructured_pruner.pattern import fixed_ratio
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """What the allocation gave each layer, and what it had to say."""
+
+    layers: list[LayerRatios]
+    warnings: list[str]
+
+
+ALLOCATE = Stage("allocate", result=Allocated, warnings=lambda allocated: allocated.warnings)
+
+
+def allocate(run: RunContext, inputs: Inputs, plan: Plan, budget: Budget, ratio: float) -> Allocated:
+    """The share of each layer, as the run's allocation spreads the `ratio` of the weight stage."""
+    pruner, stage, warnings = run.settings.unstructured_pruner, inputs.stage, list[str]()
+    cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
+    dense = DenseInputs(cached, plan, settings_of(pruner, stage.scope, pruner.saliency_statistic))
+    walk = inputs.walk(run, "allocating", plan, stage.needs_data and not dense.complete, dense=dense)
+    ratios = layer_ratios(stage, run.settings.allocation, budget, ratio, walk, warnings.append)
+    run.cost.forward_passes += walk.forward_passes
+    return Allocated(ratios, warnings)
+
+
+def check_allocation(run: RunContext, inputs: Inputs, plan: Plan, budget: Budget, allocated: Allocated) -> None:
+    """ValueError if the source has more zeros than a layer is to lose; warns of an allocation without effect."""
+    pruner, allocation = run.settings.unstructured_pruner, run.settings.allocation
+    if weights_ratio(budget, pruner) == 0 and allocation.measures:
+        run.warn("the allocation has no effect: the weight stage has nothing to prune")
+    if allocation.exact and not fixed_ratio(pruner.pattern) and pruner.prunes:
+        check_allocated(inputs.zeros, budget, plan, allocated.layers, inputs.source_zeros)
 
 
 def layer_ratios(

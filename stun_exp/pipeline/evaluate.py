@@ -1,12 +1,10 @@
-"""The stage that measures a checkpoint as it lies on disk: what runs it, and on which devices."""
+"""The stages that measure a checkpoint as it lies on disk: what runs it, and on which devices."""
 
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import assemble
@@ -16,14 +14,20 @@ from stun_exp.evaluation.benchmarks import Prepared
 from stun_exp.evaluation.harness import Metric, Sample
 from stun_exp.moe.layers import layers_of
 from stun_exp.moe.skip import Skipped, skip_experts
+from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.inputs import Inputs
+from stun_exp.pipeline.verify import WrittenCheckpoint
 from stun_exp.state.cache import Store
-from stun_exp.state.code import made_by
+from stun_exp.state.computed import computed_once
+from stun_exp.state.costs import StageCost
 from stun_exp.state.device import circumstances
+from stun_exp.state.fingerprint import made_by
+from stun_exp.utils.json_files import write_json, write_json_lines
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The figures of a checkpoint, and how it was held while they were taken."""
+class EvaluationResult:
+    """The metrics of a checkpoint, and how it was held while they were taken."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -31,32 +35,40 @@ class Evaluation:
     """Of each part of the layers, if they were held in 4 bits."""
     skips: dict[int, Skipped] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    cached_seconds: float = 0.0
-    """What another run spent on it, if it was taken from the cache."""
+
+    def json(self) -> dict[str, Any]:
+        """The metrics as report.json has them."""
+        return {key: asdict(metric) for key, metric in self.metrics.items()}
 
 
-def check_backend(
-    benchmarks: Prepared, source: Checkpoint, nf4: bool, skips: bool, counts: Collection[int] = ()
-) -> None:
-    """ValueError if vLLM could not run what this run is to write; `counts` are its layers' experts, once planned."""
-    if benchmarks.backend != "vllm":
-        return
-    hindrances = (
-        (
-            source.config.is_encoder_decoder,
-            f"{source.config.model_type} is an encoder-decoder, and vLLM runs decoders only; pass",
-        ),
-        (nf4, "vLLM cannot hold weights as model.load=nf4 does; pass model.load=full or"),
-        (skips, "vLLM runs all experts that a token chooses; pass skipping=none or"),
-        (
-            len(set(counts)) > 1,
-            f"the plan keeps {min(counts, default=0)} to {max(counts, default=0)} experts in a layer, and vLLM needs "
-            "equally many in all; choose another expert_pruner or ratio, or pass",
-        ),
-    )
-    for hinders, what in hindrances:
-        if hinders:
-            raise ValueError(f"eval.backend=vllm: {what} eval.backend=hf")
+EVALUATE: Stage[EvaluationResult] = Stage("evaluate", warnings=lambda result: result.warnings)
+BASELINE: Stage[EvaluationResult | None] = Stage("baseline")
+
+
+def evaluate_pruned(
+    run: RunContext, inputs: Inputs, written: WrittenCheckpoint, betas: Mapping[int, float]
+) -> EvaluationResult:
+    """The benchmarks of the written checkpoint; `betas` are the thresholds of the layers that skip experts."""
+    result = _of_run(run, inputs, written.checkpoint, written.identity(), betas)
+    write_json(run.out / "metrics.json", result.json())
+    write_json_lines(run.out / "samples.jsonl", map(asdict, result.samples))
+    return result
+
+
+def evaluate_unpruned(run: RunContext, inputs: Inputs) -> EvaluationResult | None:
+    """The benchmarks of the model as it was, if that is asked for: measured once for all runs that share a cache."""
+    if not inputs.benchmarks.baseline:
+        return None
+    result = _of_run(run, inputs, inputs.checkpoint, inputs.identity, {})
+    write_json_lines(run.out / "baseline_samples.jsonl", map(asdict, result.samples))
+    return result
+
+
+def _of_run(
+    run: RunContext, inputs: Inputs, checkpoint: Checkpoint, identity: Mapping[str, Any], betas: Mapping[int, float]
+) -> EvaluationResult:
+    where = (inputs.tokenizer, run.device, run.in_nf4)
+    return evaluate(inputs.benchmarks, checkpoint, identity, *where, betas, run.store, run.cost)
 
 
 def evaluate(
@@ -68,32 +80,33 @@ def evaluate(
     nf4: bool,
     betas: Mapping[int, float],
     store: Store,
-) -> Evaluation:
-    """The benchmarks' figures of a checkpoint as it lies on disk; nothing is loaded for no benchmarks.
+    cost: StageCost,
+) -> EvaluationResult:
+    """The benchmarks' results for a checkpoint as it lies on disk; nothing is loaded for no benchmarks.
 
     What was measured before of a checkpoint of this `identity`, under equal circumstances, is taken from the `store`.
-    `betas` are the thresholds of the layers that skip experts. ValueError for layers that 4 bits did not reach, and for
-    devices that are too small together.
+    `betas` are the thresholds of the layers that skip experts.
+
+    Raises:
+        ValueError: 4 bits did not reach a layer, or the devices are too small together.
     """
     if not benchmarks.benchmarks:
-        return Evaluation()
+        return EvaluationResult()
     key = {
         "checkpoint": identity,
         "dtype": str(checkpoint.dtype),
         "nf4": nf4,
         **circumstances(device),
-        **made_by("stun_exp.pipeline.evaluate"),
+        **made_by(__name__),
         "device map": benchmarks.device_map,
         "betas": {str(layer): beta for layer, beta in betas.items()},
         **benchmarks.depend_on(),
     }
-    found = store.find("evaluations", key)
-    if found is not None:
-        return TypeAdapter(Evaluation).validate_python(found)
-    start = time.perf_counter()
-    evaluation = _measure(benchmarks, checkpoint, tokenizer, device, nf4, betas)
-    store.add("evaluations", key, asdict(evaluation) | {"cached_seconds": time.perf_counter() - start})
-    return evaluation
+
+    def measure() -> EvaluationResult:
+        return _measure(benchmarks, checkpoint, tokenizer, device, nf4, betas)
+
+    return computed_once(store, "evaluations", key, EvaluationResult, cost, measure)
 
 
 def _measure(
@@ -103,12 +116,12 @@ def _measure(
     device: torch.device,
     nf4: bool,
     betas: Mapping[int, float],
-) -> Evaluation:
+) -> EvaluationResult:
     if benchmarks.backend == "vllm":
         torch.cuda.empty_cache()  # it takes its share of the whole GPU, and counts our unused pool as taken
         num_gpus = torch.cuda.device_count() if benchmarks.device_map == "auto" else 1
         figures = benchmarks.evaluate_in_vllm(checkpoint.path, checkpoint.dtype, max(num_gpus, 1))
-        return Evaluation(figures.metrics, figures.samples)
+        return EvaluationResult(figures.metrics, figures.samples)
     places, warnings = _places(benchmarks, checkpoint, device, nf4)
     model = assemble(checkpoint, device, nf4, places=places)
     held = memory(layers_of(model, checkpoint.family), checkpoint.outlines) if nf4 else []
@@ -116,7 +129,7 @@ def _measure(
     with skip_experts(model, checkpoint.family, betas) as skips:
         figures = benchmarks.evaluate(model, tokenizer, device)
     skipped = {layer: skip.so_far() for layer, skip in skips.items()}
-    return Evaluation(figures.metrics, figures.samples, held, skipped, warnings)
+    return EvaluationResult(figures.metrics, figures.samples, held, skipped, warnings)
 
 
 def _places(

@@ -1,6 +1,5 @@
-"""The stages of a run around the pruning of weights: plan the experts, count what was written, prove that it runs."""
+"""The second stage: which experts go."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,10 +13,21 @@ from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
 from stun_exp.moe.observe import Statistic, chunk_tokens, observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import RoutedOutputs
-from stun_exp.pipeline.prune import WeightStage
-from stun_exp.state.statistics_cache import Known, Saved
+from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.inputs import Inputs
+from stun_exp.state.statistics_cache import StatisticsCache
 from stun_exp.streaming.walk import Step, Walk
-from stun_exp.unstructured_pruner.pattern import check_width
+
+EXPERTS = Stage("experts", result=Plan, cached=True, warnings=lambda plan: plan.warnings)
+
+
+def decide_experts(run: RunContext, inputs: Inputs) -> Plan:
+    """The plan of the run's expert pruner."""
+    seen, reference = inputs.walk(run, "choosing experts"), inputs.walk(run, "full model")
+    cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
+    plan = plan_experts(inputs.checkpoint, run.settings.expert_pruner, seen, reference, cached)
+    run.cost.forward_passes += seen.forward_passes + reference.forward_passes
+    return plan
 
 
 class LayerOnDisk:
@@ -48,31 +58,26 @@ def moe_layers(checkpoint: Checkpoint) -> list[LayerOnDisk]:
     return [LayerOnDisk(checkpoint, index) for index in layers]
 
 
-def plan_experts(checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, reference: Walk, known: Known) -> Plan:
+def plan_experts(
+    checkpoint: Checkpoint, pruner: ExpertPruner, walk: Walk, reference: Walk, cached: StatisticsCache
+) -> Plan:
     """The expert pruner's plan for all layers with experts.
 
-    Walks the model only if the pruner wants data that is not `known`; a progressive pruner meets each layer behind the
+    Walks the model only if the pruner wants data that is not `cached`; a progressive pruner meets each layer behind the
     pruned ones, with what the `reference`, the full model on the same tokens, gives there.
     """
     layers = moe_layers(checkpoint)
-    # A ratio that is no setting is a replayed plan's, which has its counts already.
-    settings = getattr(type(pruner), "model_fields", {})
-    ratio = getattr(pruner, "ratio", 0.0) if "ratio" in settings else 0.0
+    # A replayed plan has its counts already.
+    ratio = pruner.removed_share() if pruner.has_ratio() else 0.0
     kept = even_counts(layers, ratio)
-    missed = missed_ratio(layers, ratio, kept)
     statistics = {layer.index: pruner.statistics(layer) for layer in layers}
-    if not any(statistics.values()):
-        plan = pruner.plan([pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)])
-        return replace(plan, warnings=[*missed, *plan.warnings])
-
-    made = known.plan(pruner)
-    if made is None:
-        start = time.perf_counter()
+    if any(statistics.values()):
         kept_of = {layer.index: (layer, n) for layer, n in zip(layers, kept, strict=True)}
-        made = pruner.plan(_findings(pruner, kept_of, statistics, walk, reference, known))
-        passes = walk.forward_passes + reference.forward_passes
-        known.keep_plan(pruner, made, Saved(time.perf_counter() - start, passes))
-    return replace(made, warnings=[*missed, *made.warnings])
+        findings = _findings(pruner, kept_of, statistics, walk, reference, cached)
+    else:
+        findings = [pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)]
+    plan = pruner.plan(findings)
+    return replace(plan, warnings=[*missed_ratio(layers, ratio, kept), *plan.warnings])
 
 
 def _findings(
@@ -81,15 +86,15 @@ def _findings(
     statistics: dict[int, list[Statistic]],
     walk: Walk,
     reference: Walk,
-    known: Known,
+    cached: StatisticsCache,
 ) -> list[Any]:
-    """What the pruner finds in each layer, with data that is known or gathered in a walk."""
+    """What the pruner finds in each layer, with data from the cache or gathered in a walk."""
     findings = []
-    progressive = getattr(pruner, "progressive", False)
-    if not progressive and all(known.holds(index, one) for index, gathered in statistics.items() for one in gathered):
+    progressive = pruner.is_progressive()
+    if not progressive and all(cached.holds(index, one) for index, gathered in statistics.items() for one in gathered):
         for index, (layer, num_kept) in kept_of.items():
             gathered = statistics.pop(index)
-            _missing(known, index, gathered)
+            _missing(cached, index, gathered)
             findings.append(pruner.examine(layer, gathered, num_kept))
         return findings
     for step, full in zip(walk, reference if progressive else repeat(None), strict=progressive):
@@ -101,10 +106,10 @@ def _findings(
             outputs_TD = _routed_outputs(full)
             for statistic in gathered:
                 statistic.reach(outputs_TD)
-        missing = gathered if progressive else _missing(known, layer.index, gathered)
+        missing = gathered if progressive else _missing(cached, layer.index, gathered)
         passes = 1.0 if chunk_tokens(missing) is None else layer.num_experts / layer.top_k
         # What is gathered behind pruned layers is of no use to another run.
-        keeping = nullcontext() if progressive else known.keeping(layer.index, missing, passes / step.num_layers)
+        keeping = nullcontext() if progressive else cached.keeping(layer.index, missing, passes / step.num_layers)
         with keeping, observe(step.layer, missing):
             step.forward(passes)
         finding = pruner.examine(layer, gathered, num_kept)
@@ -115,12 +120,12 @@ def _findings(
     return findings
 
 
-def _missing(known: Known, layer: int, statistics: Sequence[Statistic]) -> list[Statistic]:
+def _missing(cached: StatisticsCache, layer: int, statistics: Sequence[Statistic]) -> list[Statistic]:
     """Those of a layer's statistics that nobody has gathered yet; the others are filled."""
-    spent = [known.restore_(layer, statistic) for statistic in statistics]
+    spent = [cached.restore_(layer, statistic) for statistic in statistics]
     missing = [statistic for statistic, saved in zip(statistics, spent, strict=True) if saved is None]
-    if not missing:  # else the layer is run, and what is known costs nothing more
-        known.charge(max(filter(None, spent), key=lambda saved: saved.forward_passes))
+    if not missing:  # else the layer is run, and what is cached costs nothing more
+        cached.charge(max(filter(None, spent), key=lambda saved: saved.forward_passes))
     return missing
 
 
@@ -155,13 +160,6 @@ def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
         gone += here
         counts.append(layer.num_experts - here)
     return counts
-
-
-def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
-    """ValueError, before any weight is read, if an n:m pattern does not divide the inputs of a matrix to prune."""
-    for index in range(checkpoint.num_layers):
-        for matrix in stage.prunable(checkpoint.outline(index)):
-            check_width(stage.pruner.pattern, matrix.weight_OC.shape[1], f"layer {index}'s {matrix.name}")
 
 
 def _routed_outputs(step: Step) -> list[Tensor]:

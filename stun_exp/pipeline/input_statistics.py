@@ -1,4 +1,4 @@
-"""What flows into the matrices of one layer: gathered on the calibration tokens, or known from another run."""
+"""What flows into the matrices of one layer: gathered on the calibration tokens, or taken from another run's."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +9,8 @@ from stun_exp.moe.layers import Matrix
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.statistics import ExpertTokens
 from stun_exp.pipeline.budget import Scope
-from stun_exp.state.statistics_cache import Saved, made_as
+from stun_exp.state.costs import StageCost
+from stun_exp.state.statistics_cache import made_as
 from stun_exp.streaming.walk import Step
 from stun_exp.unstructured_pruner.protocol import InputStatistic, UnstructuredPruner
 
@@ -40,7 +41,7 @@ def starved_experts(pruner: UnstructuredPruner, tokens: Sequence[int]) -> list[i
 def gather(pruner: UnstructuredPruner, step: Step, matrices: Sequence[Matrix], make: Empty) -> Inputs:
     """What flows into some matrices of a layer, as statistics made by `make`; nothing if weights alone decide.
 
-    Runs the layer, again if experts are starved, unless what it would gather is known. ValueError that names the feed
+    Runs the layer, again if experts are starved, unless what it would gather is cached. ValueError that names the feed
     whose inputs are not finite.
     """
     if make(1) is None or not matrices:
@@ -50,15 +51,16 @@ def gather(pruner: UnstructuredPruner, step: Step, matrices: Sequence[Matrix], m
         return _gathered(pruner, step, matrices, filled)
     widths = {matrix.feed: matrix.weight_OC.shape[1] for matrix in matrices}
     empty = {feed: filled(width) for feed, width in widths.items()}
-    known = step.dense.find(step.layer.index, empty)
-    if known is None:
+    cached = step.dense.find(step.layer.index, empty)
+    if cached is None:
         start, before = time.perf_counter(), step.passes
-        known = _gathered(pruner, step, matrices, filled)
-        spent = Saved(time.perf_counter() - start, (step.passes - before) / step.num_layers)
-        step.dense.keep(step.layer.index, empty, *known, spent)
+        cached = _gathered(pruner, step, matrices, filled)
+        passes = (step.passes - before) / step.num_layers
+        cost = StageCost(charged_seconds=time.perf_counter() - start, forward_passes=passes)
+        step.dense.keep(step.layer.index, empty, *cached, cost)
     elif step.hidden_BTD and step.outputs_BTD is None:
         step.forward(0.0)  # what it would have cost to gather is charged already
-    return known
+    return cached
 
 
 def _gathered(
@@ -93,19 +95,19 @@ def _instead(
     make: Callable[[int], InputStatistic],
 ) -> dict[str, InputStatistic]:
     """What takes the place of the starved experts' statistics, by feed."""
-    hungry = [matrix for matrix in matrices if matrix.expert in starved]
-    if not hungry:
+    starved_matrices = [matrix for matrix in matrices if matrix.expert in starved]
+    if not starved_matrices:
         return {}
     if pruner.starved == "every_token":
-        experts = {matrix.expert for matrix in hungry if matrix.expert is not None}
-        everywhere = InputStatistics(step.layer, hungry, make, experts)
+        experts = {matrix.expert for matrix in starved_matrices if matrix.expert is not None}
+        everywhere = InputStatistics(step.layer, starved_matrices, make, experts)
         _run(step, [everywhere], 1 + len(experts) / step.layer.top_k)
         return everywhere.by_feed
     if pruner.starved == "shared":
-        shared = SharedInputs(step.layer, hungry, make)
+        shared = SharedInputs(step.layer, starved_matrices, make)
         _run(step, [shared])
         return shared.by_feed
-    return {matrix.feed: make(matrix.weight_OC.shape[1]) for matrix in hungry}
+    return {matrix.feed: make(matrix.weight_OC.shape[1]) for matrix in starved_matrices}
 
 
 def _run(step: Step, statistics: Sequence[Statistic], passes: float = 1.0) -> None:

@@ -3,15 +3,24 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stun_exp.calibration.protocol import Calibration
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.source import carried_files
+from stun_exp.checkpoint.writer import names_in
+from stun_exp.config.settings import Settings
 from stun_exp.evaluation.benchmarks import Prepared
-from stun_exp.inspection.show import machine
-from stun_exp.moe.plan import Plan
+from stun_exp.moe.skip import GateRatios
+from stun_exp.pipeline.backend import check_backend
+from stun_exp.pipeline.budget import Budget, budget_of, expected_counts, weights_ratio
+from stun_exp.pipeline.skip import gate_statistics
+from stun_exp.pipeline.weight_stage import WeightStage
+from stun_exp.state.artifacts import ARTIFACTS, CHECKPOINT
+from stun_exp.state.device import machine
+from stun_exp.unstructured_pruner.pattern import check_width
 
 TOKEN_BYTES = 48
 """What a token takes in memory while calibration text is drawn: a number in a list, and once more in a tensor."""
@@ -74,7 +83,7 @@ def check_length(calibration: Calibration, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_room(settings: Any, checkpoint: Checkpoint, out: Path) -> None:
+def check_room(settings: Settings, checkpoint: Checkpoint, out: Path) -> None:
     """ValueError if memory and disk cannot take the calibration text, or the hidden states that it becomes."""
     calibration, stream = settings.calibration, settings.stream
     memory = machine()["RAM"]
@@ -101,13 +110,14 @@ def check_room(settings: Any, checkpoint: Checkpoint, out: Path) -> None:
         )
 
 
-def known_at_once(
-    checkpoint: Checkpoint, benchmarks: Prepared, skips: bool, nf4: bool, zeros: float, ratio: float
+def warnings_at_once(
+    settings: Settings, checkpoint: Checkpoint, benchmarks: Prepared, skips: bool, zeros: float
 ) -> Iterator[str]:
     """Warnings of settings without effect, of figures that are no results, and of what is left as it is.
 
-    `zeros` is the share of the weights in scope that is zero in the source, `ratio` that of experts to remove.
+    `zeros` is the share of the weights in scope that is zero in the source.
     """
+    nf4, ratio = settings.model.load == "nf4", settings.expert_pruner.removed_share()
     if skips and not benchmarks.benchmarks:
         yield "skipping has no effect on any figure: no benchmark is run (eval=none)"
     if benchmarks.limit is not None:
@@ -130,10 +140,53 @@ def known_at_once(
     yield from carried_files(checkpoint.path)[1]
 
 
-def known_of(plan: Plan, checkpoint: Checkpoint) -> Iterator[str]:
-    """Warnings of what a plan asks for: those of the expert pruner, and of the memory that merging takes."""
-    yield from plan.warnings
-    merged = [layer.layer for layer in plan.layers if any(len(group) > 1 for group in layer.groups)]
-    if merged and checkpoint.scratch is not None:
-        where = ", ".join(map(str, merged))
-        yield f"layer {where}: merged experts are put together in memory, whatever stream.experts says"
+@dataclass(frozen=True)
+class Checked:
+    """What the checks have made."""
+
+    benchmarks: Prepared
+    gates: dict[int, GateRatios]
+    budget: Budget
+    ratio: float
+    """Share of what is left to it that the weight stage takes."""
+    num_removed: int
+
+
+def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, told: Refusals) -> Checked | None:
+    """What settings, config and index show together; each mistake is noted, and None if there is one."""
+    pruner, in_nf4 = settings.unstructured_pruner, settings.model.load == "nf4"
+    ratio = settings.expert_pruner.removed_share()
+    benchmarks, gates, budget, share, counts = None, None, None, 0.0, dict[int, int]()
+    with told.noted():
+        gates = gate_statistics(settings.skipping, checkpoint)
+    with told.noted():
+        benchmarks = settings.eval.prepare()
+        check_backend(benchmarks, checkpoint, in_nf4, bool(gates))
+        if tokenizer is not None:
+            benchmarks.check(tokenizer)
+    with told.noted():
+        check_pattern(checkpoint, WeightStage(pruner, settings.sparsity_scope))
+    with told.noted():
+        # The same totals whichever experts go, so what cannot be met is known before anything is run.
+        counts = expected_counts(checkpoint, ratio)
+        assert isinstance(settings.sparsity, float | int)
+        budget = budget_of(checkpoint, counts, settings.sparsity, settings.sparsity_scope, pruner.attention)
+        share = weights_ratio(budget, pruner)
+    with told.noted():
+        settings.export.check(checkpoint, ratio, settings.expert_pruner.has_equal_layers())
+    if told.lines or benchmarks is None or gates is None or budget is None:
+        return None
+    num_removed = sum(checkpoint.outline(layer).num_experts - count for layer, count in counts.items())
+    return Checked(benchmarks, gates, budget, share, num_removed)
+
+
+def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
+    """ValueError, before any weight is read, if an n:m pattern does not divide the inputs of a matrix to prune."""
+    for index in range(checkpoint.num_layers):
+        for matrix in stage.prunable(checkpoint.outline(index)):
+            check_width(stage.pruner.pattern, matrix.weight_OC.shape[1], f"layer {index}'s {matrix.name}")
+
+
+def files_of(checkpoint: Checkpoint) -> list[str]:
+    """The files that a run writes in its folder, but for those that explain a plan."""
+    return [*ARTIFACTS, *(f"{CHECKPOINT}/{name}" for name in names_in(checkpoint))]

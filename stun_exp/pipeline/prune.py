@@ -1,148 +1,151 @@
-"""The second stage: which weights of what the expert stage left are set to zero, layer by layer."""
+"""The stage that prunes weights: what the expert stage left, layer by layer, in one walk for several sparsities."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stun_exp.allocation.ratios import LayerRatios
-from stun_exp.checkpoint.shards import Shard
-from stun_exp.checkpoint.writer import CheckpointWriter
-from stun_exp.moe.layers import Matrix, MoELayer
-from stun_exp.pipeline.budget import Scope, kinds_in_scope
-from stun_exp.pipeline.input_statistics import gather, starved_experts
+from stun_exp.checkpoint.shards import Shard, digests_in
+from stun_exp.checkpoint.writer import CheckpointWriter, check_space
+from stun_exp.moe.plan import Plan
+from stun_exp.pipeline.allocate import Allocated
+from stun_exp.pipeline.budget import Budget
+from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.input_statistics import settings_of
+from stun_exp.pipeline.layer_diagnostics import LayerDiagnostics, Seen
+from stun_exp.pipeline.prune_layer import PrunedLayer, prune_layer_, warnings_of
+from stun_exp.pipeline.weight_stage import WeightStage
+from stun_exp.state.artifacts import CHECKPOINT
+from stun_exp.state.ownership import remove
+from stun_exp.state.statistics_cache import DenseInputs, StatisticsCache
 from stun_exp.streaming.walk import Step, Walk, walk_together
-from stun_exp.unstructured_pruner.pattern import fixed_ratio
-from stun_exp.unstructured_pruner.protocol import Task, UnstructuredPruner
+
+if TYPE_CHECKING:
+    from stun_exp.pipeline.inputs import Inputs
+    from stun_exp.pipeline.recover import Recovered
 
 
 @dataclass(frozen=True)
-class PrunedLayer:
-    """What became of one layer."""
+class FinishedLayer:
+    """A layer that is on disk, and what the report will say of it."""
 
+    layer: int
+    shard: Shard
+    pruned: PrunedLayer
+    seen: Seen
+
+
+PRUNE = Stage("prune", result=FinishedLayer)
+
+
+@dataclass
+class Prepared:
+    """A run that is ready for the pruning of its weights."""
+
+    run: RunContext
+    inputs: "Inputs"
+    plan: Plan
+    budget: Budget
     ratio: float
-    """Share of the prunable weights that was asked."""
-    tokens: list[int]
-    """Calibration tokens that each expert received; empty if the pruner needs none."""
-    starved: list[int]
-    warnings: list[str]
+    """Share of what the expert stage leaves that the weight stage takes."""
+    allocated: Allocated
+    found: "Found"
+    """What an earlier start of the run has left."""
+    recovered: "Recovered | None"
+    """What an earlier start has trained."""
+
+
+class Written(NamedTuple):
+    """A run's pruned layers, and the checkpoint that they are in."""
+
+    layers: list[PrunedLayer]
+    writer: CheckpointWriter
+    diagnostics: LayerDiagnostics
 
 
 @dataclass(frozen=True)
-class WeightStage:
-    """Which matrices the second stage touches, and with what."""
+class Found:
+    """What lies in a checkpoint's folder just as it was recorded: layers, and their shards by number."""
 
-    pruner: UnstructuredPruner
-    scope: Scope
+    pruned: dict[int, PrunedLayer] = field(default_factory=dict)
+    seen: dict[int, Seen] = field(default_factory=dict)
+    shards: dict[int, Shard] = field(default_factory=dict)
 
-    @property
-    def needs_data(self) -> bool:
-        """Whether the pruner looks at inputs, and not at weights alone."""
-        return self.pruner.statistic(1) is not None
 
-    def prunable(self, layer: MoELayer) -> list[Matrix]:
-        """All matrices that may be pruned."""
-        kinds = kinds_in_scope(self.scope)
-        if not self.pruner.attention:
-            kinds = kinds - {"attention"}
-        return [matrix for matrix in layer.matrices() if matrix.kind in kinds]
+def find_layers(run: RunContext, recovered: Mapping[int, Shard] | None) -> Found:
+    """The layers whose shards are in the folder, bit for bit; warns of those that were, and have to be done again.
 
-    def matrices(self, layer: MoELayer) -> list[Matrix]:
-        """All that may be pruned; ValueError that names one with NaN or infinity in it."""
-        matrices = self.prunable(layer)
-        for matrix in matrices:
-            if not matrix.weight_OC.isfinite().all():
-                raise ValueError(f"layer {layer.index}: {matrix.name} holds NaN or infinity; the checkpoint is damaged")
-        return matrices
-
-    def parts(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-        """The matrices in the portions whose statistics may be held at the same time; what is no expert's comes last.
-
-        Pruning an expert does not change what its neighbours in the layer receive; pruning attention would.
-        """
-        experts = sorted({matrix.expert for matrix in matrices if matrix.expert is not None})
-        size = self.pruner.experts_at_once or max(len(experts), 1)
-        portions = [set(experts[i : i + size]) for i in range(0, len(experts), size)]
-        parts = [[matrix for matrix in matrices if matrix.expert in portion] for portion in portions]
-        rest = [matrix for matrix in matrices if matrix.expert is None]
-        if not parts or self.pruner.experts_at_once:
-            return [*parts, rest] if rest else parts
-        parts[-1] += rest
-        return parts
-
-    def prune_(self, step: Step, ratios: LayerRatios) -> PrunedLayer:
-        """Prunes one layer in place.
-
-        Starved experts are compared with one another alone: what stands in for their statistics is on another scale.
-        """
-        matrices = self.matrices(step.layer)
-        sizes = [matrix.weight_OC.numel() for matrix in matrices]
-        asked = sum(ratios.of(matrix) * size for matrix, size in zip(matrices, sizes, strict=True)) / max(sum(sizes), 1)
-        if not asked:
-            return PrunedLayer(0.0, [], [], [])
-        warnings: list[str] = []
-        tokens: list[int] = []
-        starved: list[int] = []
-        dense_BTD = None
-        visited: set[str] = set()
-        for part in self.parts(matrices):
-            statistics, tokens = gather(self.pruner, step, part, self.pruner.statistic)
-            if dense_BTD is None:
-                dense_BTD = step.outputs_BTD  # of the layer as it was: later portions run behind pruned experts
-                starved = starved_experts(self.pruner, tokens)
-                ratios = self._spared(step.layer.index, matrices, ratios, starved)
-            for hungry in (False, True):
-                compared = [m for m in part if (m.expert in starved) == hungry]
-                tasks = [Task(m.name, m.weight_OC, statistics.get(m.feed), ratios.of(m)) for m in compared]
-                warnings += [f"layer {step.layer.index}: {warning}" for warning in self.pruner.prune_(tasks)]
-            visited |= {matrix.name for matrix in part}
-        unvisited = {matrix.name for matrix in matrices} - visited
-        if unvisited:
-            raise ValueError(f"layer {step.layer.index}: {min(unvisited)} is to be pruned, and was not visited")
-        if self.pruner.inputs == "dense":
-            step.outputs_BTD = dense_BTD
-        else:
-            step.changed()
-        return PrunedLayer(asked, tokens, starved, warnings)
-
-    def _spared(
-        self, index: int, matrices: Sequence[Matrix], ratios: LayerRatios, starved: Sequence[int]
-    ) -> LayerRatios:
-        """Ratios under which starved experts stay dense, if that is asked, and the rest makes up for it.
-
-        Every other matrix gives the same share of what its own ratio would have left. An N:M pattern cannot give more.
-        """
-        if self.pruner.starved != "dense" or not starved:
-            return ratios
-        lost = sum(ratios.of(m) * m.weight_OC.numel() for m in matrices if m.expert in starved)
-        left = sum((1 - ratios.of(m)) * m.weight_OC.numel() for m in matrices if m.expert not in starved)
-        if fixed_ratio(self.pruner.pattern):
-            lost = 0.0
-        if lost > left:
-            raise ValueError(
-                f"layer {index}: {len(starved)} starved experts stay dense (unstructured_pruner.starved=dense), and "
-                f"the rest, of which {left:.0f} weights would be left, cannot make up for {lost:.0f} more; choose "
-                "starved=every_token, lower unstructured_pruner.min_tokens, or raise calibration.num_sequences"
+    After a recovery all shards are as it left them, `recovered`.
+    """
+    records = run.journal.find_all(PRUNE.name, run.fingerprint(PRUNE.name), FinishedLayer)
+    layers = {record.value.layer: record for record in records}
+    if recovered is None:
+        on_disk = digests_in(run.out / CHECKPOINT)
+        intact = {i: one for i, one in layers.items() if on_disk.get(one.value.shard.name) == one.value.shard.sha256}
+        if lost := sorted(layers.keys() - intact.keys()):
+            run.warn(
+                f"{run.out / CHECKPOINT}: layer {', '.join(map(str, lost))} was finished, but the file is not as it "
+                "was written; it is pruned again"
             )
-        share = lost / left if lost else 0.0
-        experts = {m.expert: ratios.of(m) for m in matrices if m.expert is not None}
-        return LayerRatios(
-            ratios.rest + (1 - ratios.rest) * share,
-            {e: 0.0 if e in starved else ratio + (1 - ratio) * share for e, ratio in experts.items()},
-        )
+        layers = intact
+    for record in layers.values():
+        run.charge_earlier(PRUNE.name, record.cost)
+    return Found(
+        {layer: record.value.pruned for layer, record in layers.items()},
+        {layer: record.value.seen for layer, record in layers.items()},
+        dict(recovered) if recovered is not None else {layer: one.value.shard for layer, one in layers.items()},
+    )
 
 
-def warnings_of(layers: Sequence[PrunedLayer], pruner: UnstructuredPruner) -> Iterator[str]:
-    """What the user should know of how it went."""
-    for index, layer in enumerate(layers):
-        yield from layer.warnings
-        if layer.starved:
-            yield (
-                f"layer {index}: fewer than unstructured_pruner.min_tokens={pruner.min_tokens} calibration tokens "
-                f"reached expert {', '.join(map(str, layer.starved))} (numbered after the expert stage); "
-                f"starved={pruner.starved} applies; raise calibration.num_sequences"
-            )
+def clear_folder(run: RunContext, inputs: "Inputs", found: Found) -> None:
+    """Removes what an earlier start has begun and not finished; OSError if the disk has no room for the rest."""
+    kept = {f"{CHECKPOINT}/{shard.name}" for shard in found.shards.values()}
+    remove(run.out, run.own_in(CHECKPOINT), keep=kept)
+    check_space(inputs.checkpoint, run.out, found.shards)
+
+
+def prune_together(ready: Sequence[Prepared]) -> list[Written]:
+    """The pruned layers of each run, all in one walk: their weights are read once. Each layer is journaled."""
+    with ExitStack() as stack:
+        costs = [stack.enter_context(prepared.run.at_work(PRUNE.name)) for prepared in ready]
+        start = time.perf_counter()
+        works = [_pruning(prepared) for prepared in ready]
+        pruned = prune_layers([pruning for pruning, _ in works])
+        elapsed = time.perf_counter() - start
+        for prepared, cost, (pruning, _), (layers, own_seconds) in zip(ready, costs, works, pruned, strict=True):
+            cost.leave_out(elapsed - own_seconds)  # it was spent on the other runs
+            cost.forward_passes += pruning.walk.forward_passes
+            for warning in warnings_of(layers, prepared.run.settings.unstructured_pruner):
+                prepared.run.warn(warning)
+    return [
+        Written(layers, pruning.writer, diagnostics)
+        for (pruning, diagnostics), (layers, _) in zip(works, pruned, strict=True)
+    ]
+
+
+def _pruning(prepared: Prepared) -> "tuple[Pruning, LayerDiagnostics]":
+    """What is to be done for one run in the walk, and what looks at it."""
+    run, inputs, found = prepared.run, prepared.inputs, prepared.found
+    pruner, stage, plan = run.settings.unstructured_pruner, inputs.stage, prepared.plan
+    walk = inputs.walk(run, "pruning", plan, stage.needs_data and prepared.ratio > 0)
+    one_batch = None
+    if pruner.inputs == "dense":
+        cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
+        one_batch, walk.dense = 1, DenseInputs(cached, plan, settings_of(pruner, stage.scope, pruner.statistic))
+        if walk.dense.complete:  # the first batch goes along, for the reconstruction error
+            walk.take_batches(one_batch)
+    diagnostics = LayerDiagnostics(stage.prunable, found.seen, one_batch)
+    walk.edit = diagnostics.before(plan, inputs.checkpoint.read_layer)
+
+    def record(step: Step, pruned: PrunedLayer, shard: Shard) -> None:
+        index, passes = step.layer.index, step.passes / inputs.checkpoint.num_layers
+        run.record(PRUNE, FinishedLayer(index, shard, pruned, diagnostics.of(index)), passes)
+
+    writer = CheckpointWriter(inputs.checkpoint, run.out / CHECKPOINT, found.shards)
+    work = Pruning(stage, prepared.allocated.layers, walk, writer, diagnostics.watch, found.pruned, record)
+    return work, diagnostics
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Pruning:
         layer = step.layer
         if layer.index not in self.finished:
             with self.watch(step):
-                pruned[layer.index] = self.stage.prune_(step, self.ratios[layer.index])
+                pruned[layer.index] = prune_layer_(self.stage, step, self.ratios[layer.index])
             self.done(step, pruned[layer.index], self.writer.write_layer(layer))
         elif self.walk.runs and self.stage.pruner.inputs == "pruned":
             self.writer.restore_(layer)

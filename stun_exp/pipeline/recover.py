@@ -1,6 +1,7 @@
 """The third stage, on disk: what a recovery trains, what it is taught by, and where the result goes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,56 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stun_exp.calibration.protocol import Calibration
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import load_pruned
-from stun_exp.checkpoint.shards import read_tensors, write_shard
+from stun_exp.checkpoint.shards import Shard, digests_in, read_tensors, write_shard
+from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.plan import Plan
+from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.inputs import Inputs
+from stun_exp.state.artifacts import CHECKPOINT
 
 
-def training_sequences(calibration: Calibration, tokenizer: Any, seed: int, num_sequences: int) -> Tensor:
-    """(N, T) sequences from the calibration's source that are not the calibration's own: those that follow them.
+@dataclass(frozen=True)
+class Recovered:
+    """What a recovery reports, and all shards as it left them."""
 
-    With another seed a source of finite length would give some of the same again. ValueError if it is too short.
+    result: dict[str, Any]
+    shards: dict[int, Shard]
+
+
+RECOVER: Stage[dict[str, Any] | None] = Stage("recover")
+
+
+def find_recovered(run: RunContext) -> Recovered | None:
+    """What an earlier start has trained, if all of it lies in the folder just as it was recorded.
+
+    If a shard is not, it is to be done again, on those of the weight stage.
     """
-    if num_sequences == 0:
-        return torch.empty(0, calibration.sequence_length, dtype=torch.int64)
-    before = calibration.num_sequences
-    longer = calibration.model_copy(update={"num_sequences": before + num_sequences})
-    rows = list(longer.sequences(tokenizer, seed))[before:]
-    if len(rows) < num_sequences:
-        raise ValueError(
-            f"recovery.num_sequences={num_sequences} of {calibration.sequence_length} tokens: after the "
-            f"{before} of the calibration the text holds only {len(rows)}; lower recovery.num_sequences, "
-            "calibration.num_sequences or calibration.sequence_length, or give more text"
-        )
-    return torch.tensor(rows, dtype=torch.int64)
+    found = run.journal.find(RECOVER.name, run.fingerprint(RECOVER.name), Recovered)
+    if found is None:
+        return None
+    on_disk = digests_in(run.out / CHECKPOINT)
+    if any(on_disk.get(shard.name) != shard.sha256 for shard in found.value.shards.values()):
+        return None
+    run.charge_earlier(RECOVER.name, found.cost)
+    return found.value
+
+
+def recover(
+    run: RunContext, inputs: Inputs, plan: Plan, writer: CheckpointWriter, earlier: Recovered | None
+) -> dict[str, Any] | None:
+    """What the report says of the training that follows pruning; None without one."""
+    if earlier is not None:
+        return earlier.result
+    to_train = PrunedOnDisk(
+        inputs.checkpoint, plan, run.out, run.device, inputs.training_NT, run.settings.seed, run.warn
+    )
+    result = run.settings.recovery.recover(to_train)
+    if result is not None:
+        run.record(Stage(RECOVER.name, result=Recovered), Recovered(result, writer.rehash()), 0.0)
+    return result
 
 
 class PrunedOnDisk:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.nf4 import as_quantized
 from stun_exp.moe.observe import observe
 from stun_exp.moe.skip import GateRatios, Skipped
+from stun_exp.pipeline.context import RunContext, Stage
 from stun_exp.pipeline.experts import moe_layers
+from stun_exp.pipeline.inputs import Inputs
 from stun_exp.skipping.protocol import Skipping
-from stun_exp.streaming.walk import Walk
+from stun_exp.streaming.walk import Walk, as_it_is
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,20 @@ class Threshold:
 
     beta: float
     calibration: float
+
+
+SKIP: Stage[dict[int, Threshold]] = Stage("skip")
+
+
+def skip(run: RunContext, inputs: Inputs, written: Checkpoint) -> dict[int, Threshold]:
+    """The threshold of each layer that skips experts when the pruned model is used."""
+    held, targets_BT = as_quantized if run.in_nf4 else as_it_is, inputs.tokens.targets_BT
+    walk = Walk(written, inputs.tokens.batches_BT, run.device, "measuring gates", targets_BT=targets_BT, held=held)
+    thresholds = layer_thresholds(run.settings.skipping, inputs.gates, walk)
+    if thresholds and run.keeps_checkpoint:
+        run.warn("the written checkpoint does not skip: the thresholds are in report.json alone")
+    run.cost.forward_passes += walk.forward_passes
+    return thresholds
 
 
 def gate_statistics(skipping: Skipping, checkpoint: Checkpoint) -> dict[int, GateRatios]:

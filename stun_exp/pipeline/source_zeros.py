@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stun_exp.allocation.ratios import LayerRatios
+from stun_exp.checkpoint.census import Census
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.identity import Census
 from stun_exp.moe.plan import LayerPlan, Plan
 from stun_exp.pipeline.budget import TOLERANCE, Budget, Scope, kinds_in_scope
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.pipeline.weight_stage import WeightStage
 
 WORTH_SAYING = 0.0005
 """Share of the weights in scope from which zeros are told of: a random weight of 16 bits is zero now and then."""

@@ -2,19 +2,63 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stun_exp.checkpoint.census import num_zeros
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.identity import num_zeros
+from stun_exp.checkpoint.writer import CheckpointWriter
+from stun_exp.config.settings import Settings
 from stun_exp.moe.layers import MoELayer
 from stun_exp.pipeline.budget import TOLERANCE, Budget, kinds_in_scope
-from stun_exp.pipeline.prune import PrunedLayer, WeightStage
+from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.inputs import Inputs
+from stun_exp.pipeline.prune import Written
+from stun_exp.pipeline.prune_layer import PrunedLayer
 from stun_exp.pipeline.source_zeros import LayerZeros
+from stun_exp.pipeline.weight_stage import WeightStage
+from stun_exp.state.artifacts import CHECKPOINT
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
+from stun_exp.utils.files import digest_of
+
+
+@dataclass(frozen=True)
+class WrittenCheckpoint:
+    """The pruned checkpoint as read back from disk, and what was measured of it."""
+
+    checkpoint: Checkpoint
+    writer: CheckpointWriter
+    sparsity: dict[str, Any]
+    """The report's part of that name."""
+
+    def digest(self, file: Path) -> str:
+        """The sha256 of a file of it; a shard's is known from when it was written."""
+        own = {shard.name: shard.sha256 for shard in self.writer.shards.values()}
+        return own.get(file.name) or str(digest_of(file))
+
+    def identity(self) -> dict[str, str]:
+        """The sha256 of every file that it is made of."""
+        return self.checkpoint.identity(self.digest)
+
+
+VERIFY: Stage[WrittenCheckpoint] = Stage("verify")
+
+
+def verify(run: RunContext, inputs: Inputs, budget: Budget, written: Written) -> WrittenCheckpoint:
+    """The written checkpoint, counted and run; ValueError if it is not what was asked for, or does not run."""
+    settings, tokens = run.settings, inputs.tokens
+    checkpoint = settings.model.written(run.out / CHECKPOINT, settings.stream.scratch(run.out))
+    pruned = {index for index, layer in enumerate(written.layers) if layer.ratio}
+    counts = count_written(checkpoint, inputs.stage, pruned)
+    sparsity = measured_sparsity(budget, counts, written.layers, settings, inputs.zeros, inputs.source_zeros)
+    prove_it_runs(Walk(checkpoint, tokens.batches_BT[:1], run.device, "reloading", targets_BT=tokens.targets_BT[:1]))
+    for warning in off_target(settings, sparsity["achieved"], sparsity["weights_ratio"], inputs.source_zeros):
+        run.warn(warning)
+    return WrittenCheckpoint(checkpoint, written.writer, sparsity)
 
 
 @dataclass(frozen=True)
@@ -56,39 +100,41 @@ def prove_it_runs(walk: Walk) -> None:
             )
 
 
-def off_target(settings: Any, achieved: float, weights_ratio: float, source_zeros: float) -> list[str]:
+def off_target(settings: Settings, achieved: float, weights_ratio: float, source_zeros: float) -> list[str]:
     """Why the total is not the asked one, if a setting or the source makes it so; ValueError if nothing does.
 
     `source_zeros` is the share of the weights in scope that was zero before.
     """
-    pruner, asked = settings.unstructured_pruner, f"sparsity={settings.sparsity}"
-    if abs(achieved - settings.sparsity) <= TOLERANCE:
+    pruner, target = settings.unstructured_pruner, settings.sparsity
+    assert not isinstance(target, tuple), "each sparsity is a run of its own"
+    requested = f"sparsity={target}"
+    if abs(achieved - target) <= TOLERANCE:
         return []
     if not pruner.prunes:
         return [
             f"unstructured_pruner=none: removing whole experts takes {achieved:.4f} of the weights in scope "
-            f"({settings.sparsity_scope}), not {asked}; sparsity_scope=experts counts experts alone"
+            f"({settings.sparsity_scope}), not {requested}; sparsity_scope=experts counts experts alone"
         ]
     if fixed_ratio(pruner.pattern):
         return [
             f"unstructured_pruner.pattern={pruner.pattern} takes {weights_ratio:.4g} of what the expert stage "
-            f"leaves, {achieved:.4f} of the weights in scope in all, not {asked}"
+            f"leaves, {achieved:.4f} of the weights in scope in all, not {requested}"
         ]
     if not settings.allocation.exact:
-        return [f"this allocation does not keep to the total: {achieved:.4f} of the weights in scope, not {asked}"]
-    if 0 < achieved - settings.sparsity <= source_zeros:
+        return [f"this allocation does not keep to the total: {achieved:.4f} of the weights in scope, not {requested}"]
+    if 0 < achieved - target <= source_zeros:
         return [
-            f"{achieved:.4f} of the weights in scope are gone, not {asked}: {source_zeros:.4f} were zero in the "
+            f"{achieved:.4f} of the weights in scope are gone, not {requested}: {source_zeros:.4f} were zero in the "
             "source, and in some rows more than the weight stage would take"
         ]
-    raise ValueError(f"asked for {asked}, but {achieved:.4f} is on disk")
+    raise ValueError(f"asked for {requested}, but {achieved:.4f} is on disk")
 
 
 def measured_sparsity(
     budget: Budget,
     on_disk: list[LayerCount],
     pruned: list[PrunedLayer],
-    settings: Any,
+    settings: Settings,
     before: Sequence[LayerZeros],
     source_zeros: float,
 ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets
 from stun_exp.report.data.differences import unequal
+from stun_exp.report.data.failures import failures
 from stun_exp.report.data.read import read_runs
 from stun_exp.report.figures import draw
 from stun_exp.report.page import Section, page
@@ -18,7 +19,6 @@ from stun_exp.report.tables.results import results_table
 from stun_exp.report.tables.significance import significance_table
 from stun_exp.report.tables.table import ResultsTable
 from stun_exp.report.written import INDEX_PAGE, write_files
-from stun_exp.state.failures import failures
 from stun_exp.utils import markdown
 from stun_exp.utils.names import shortened
 

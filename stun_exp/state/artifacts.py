@@ -2,3 +2,13 @@
 
 SCHEMA = 3
 """Of report.json: one more whenever a reader of older reports would go wrong."""
+JOURNAL = "journal.jsonl"
+REPORT = "report.json"
+LOG = "run.log"
+CHECKPOINT = "checkpoint"
+RECOVERY = "recovery/state.pt"
+ARTIFACTS = (
+    *("config.yaml", "metrics.json", "plan.json", REPORT, "retained_experts.json", "sparsity.json", LOG, RECOVERY),
+    *("samples.jsonl", "baseline_samples.jsonl"),
+)
+"""What a run writes in its folder, besides the checkpoint, the journal and the files that explain a plan."""

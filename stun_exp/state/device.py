@@ -1,5 +1,6 @@
-"""What a device is called."""
+"""What a run is computed on: devices, processors, memory."""
 
+import os
 import platform
 from contextlib import suppress
 from functools import cache
@@ -29,3 +30,14 @@ def processor() -> str:
         named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = named[0] if named else platform.processor() or platform.machine()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def machine() -> dict[str, int]:
+    """Bytes of this machine's memories, by name."""
+    memories = {"RAM": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container may be given less
+    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+        memories["RAM"] = min(memories["RAM"], int(text))
+    if torch.cuda.is_available():
+        memories["GPU"] = torch.cuda.get_device_properties(0).total_memory
+    return memories

@@ -1,18 +1,16 @@
 """Whether a run's folder holds a finished run, of these settings, and all that it left."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stun_exp.state.artifacts import SCHEMA
-from stun_exp.state.code import components, digests
+from pydantic import TypeAdapter
 
-WITHOUT_EFFECT = ("dry_run", "resume", "stream", "cache", "tracker")
-"""Settings that cannot change what a run leaves."""
+from stun_exp.state.artifacts import CHECKPOINT, JOURNAL, REPORT, SCHEMA
+from stun_exp.state.journal import read_records
+
 Digest = Callable[[Path], str]
 
 
@@ -31,23 +29,6 @@ class Kept:
     files: dict[str, KeptFile]
 
 
-def run_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of each module that decided the results of a run with these settings, by its name."""
-    deciding = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return digests(["stun_exp.pipeline.run", *components(deciding)])
-
-
-def fingerprint_of(made_of: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The sha256 of all that a run's results depend on.
-
-    What its weights are made of, every other setting, and the code: a method that is added does not undo the runs of
-    others, and one that was changed undoes its own.
-    """
-    settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    text = json.dumps([made_of, settings, run_code(config), version("lm-eval")], sort_keys=True)
-    return sha256(text.encode()).hexdigest()
-
-
 def is_finished(out: Path, fingerprint: str) -> bool:
     """Whether the folder holds the report of a run with this fingerprint."""
     report = _report(out)
@@ -56,8 +37,15 @@ def is_finished(out: Path, fingerprint: str) -> bool:
 
 def kept_files(out: Path, digest: Digest) -> Kept:
     """The files of the checkpoint in a run's folder, as they are now."""
-    files = sorted(file for file in (out / "checkpoint").rglob("*") if file.is_file())
+    files = sorted(file for file in (out / CHECKPOINT).rglob("*") if file.is_file())
     return Kept({file.relative_to(out).as_posix(): KeptFile(file.stat().st_size, digest(file)) for file in files})
+
+
+def missing_of(out: Path, digest: Digest) -> list[str]:
+    """What is missing of what a finished run kept, by name in its folder; ValueError for a file that was changed."""
+    records, _ = read_records(out / JOURNAL)
+    kept = next((record["value"] for record in reversed(records) if record.get("stage") == "kept"), None)
+    return [CHECKPOINT] if kept is None else missing_files(out, TypeAdapter(Kept).validate_python(kept), digest)
 
 
 def missing_files(out: Path, kept: Kept, digest: Digest) -> list[str]:
@@ -85,13 +73,13 @@ def is_over(out: Path) -> bool:
     A report that is not whole says nothing: the run goes on from its journal, and writes it again.
     """
     over = bool(_report(out))
-    if over and (out / "checkpoint").exists():
+    if over and (out / CHECKPOINT).exists():
         raise ValueError(f"hydra.run.dir={out} keeps a finished run's checkpoint; delete it or choose another folder")
     return over
 
 
 def _report(out: Path) -> dict[str, Any]:
-    file = out / "report.json"
+    file = out / REPORT
     try:
         report = json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):

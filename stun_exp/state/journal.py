@@ -1,86 +1,28 @@
 """What a run has finished, recorded as it goes: a run that was killed goes on from there.
 
 A record is a line of JSON, written when all that it speaks of is on disk. The first says what the run is made of; the
-others are of a stage of the run, of `prune` one for every layer, or name files before they are written: those are the
+others hold a stage's result, of some stages one for every layer, or name files before they are written: those are the
 run's own, and it removes and writes over no others. Each line has a checksum over itself and all before it.
 """
 
 import json
+import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
-from stun_exp.allocation.ratios import LayerRatios
-from stun_exp.checkpoint.shards import Shard
-from stun_exp.pipeline.layer_diagnostics import Seen
-from stun_exp.pipeline.prune import PrunedLayer
-from stun_exp.state.code import components, digests
-from stun_exp.state.ledger import Cost
+from stun_exp.state.artifacts import JOURNAL
+from stun_exp.state.costs import StageCost
 from stun_exp.state.ownership import check_free, is_odd
-from stun_exp.utils.files import PARTIAL, digest_of, not_written, write_file
-from stun_exp.utils.progress import console
+from stun_exp.utils.files import PARTIAL, not_written, write_file
 
-JOURNAL = "journal.jsonl"
-WITHOUT_EFFECT = {"name", "tracker", "save", "dry_run", "resume", "eval", "skipping", "export", "stream", "cache"}
-"""Settings that cannot change the pruned weights: an interrupted run may go on with others."""
-VERSIONS = ("stun-exp", "torch", "transformers")
-MAKES_WEIGHTS = [f"stun_exp.pipeline.{stage}" for stage in ("experts", "allocate", "prune", "recover")]
-"""The modules, besides the run's components, whose code makes the pruned weights."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Allocated:
-    """What the allocation gave each layer, and what it had to say."""
-
-    layers: list[LayerRatios]
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class FinishedLayer:
-    """A layer that is on disk, and what the report will say of it."""
-
-    layer: int
-    shard: Shard
-    pruned: PrunedLayer
-    seen: Seen
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """What a recovery reports, and all shards as it left them."""
-
-    result: dict[str, Any]
-    shards: dict[int, Shard]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What lies in a checkpoint's folder just as it was recorded: layers, and their shards by number."""
-
-    pruned: dict[int, PrunedLayer]
-    seen: dict[int, Seen]
-    shards: dict[int, Shard]
-    recovery: Recovered | None
-
-
-@dataclass
-class Spent:
-    """The cost of what is recorded."""
-
-    wall_seconds: float = 0.0
-    forward_passes: float = 0.0
+log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -92,10 +34,8 @@ class Journal:
         `names` are the files that the run is going to write, by their names in the folder.
         """
         self.file = out / JOURNAL
-        self._before: dict[str, Spent] = {}
         self._records, self._end = read_records(self.file, torn=anew)
         self.own = {name for record in self._records for name in record.get("writes", ())}
-        self._since = time.monotonic()
         if anew or not self._records:
             self._begin(made_of, names)
             return
@@ -104,7 +44,7 @@ class Journal:
                 f"hydra.run.dir={out} holds an interrupted run that differs: {'; '.join(differences)}; go on as it was "
                 "begun, choose another folder, or pass resume=restart to throw away what it has done"
             )
-        console.print(f"goes on with the interrupted run in {out}", soft_wrap=True)
+        log.info("goes on with the interrupted run in %s", out)
         self.claim(names)
 
     def _begin(self, made_of: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -128,63 +68,34 @@ class Journal:
             self._append({"writes": sorted(new)})
             self.own |= new
 
-    def add(self, stage: str, value: Any, forward_passes: float = 0.0) -> None:
-        """Records a dataclass; what it speaks of must be on disk."""
-        now = time.monotonic()
-        spent = Spent(now - self._since, forward_passes)
-        self._append({"stage": stage, "spent": asdict(spent), "value": asdict(value)})
-        self._since = now
+    def add(self, stage: str, fingerprint: str, value: Any, cost: StageCost) -> None:
+        """Records a stage's result, a dataclass, or one of several; what it speaks of must be on disk."""
+        self._append({"stage": stage, "fingerprint": fingerprint, "cost": asdict(cost), "value": asdict(value)})
 
-    def find(self, stage: str, kind: type[T]) -> T | None:
-        """What was last recorded of a stage; None if nothing was."""
-        record = next((record for record in reversed(self._records) if record.get("stage") == stage), None)
-        return None if record is None else self._taken(record, kind)
+    def find(self, stage: str, fingerprint: str, kind: type[T]) -> "Recorded[T] | None":
+        """What was last recorded of a stage of this fingerprint; None if nothing was."""
+        found = self.find_all(stage, fingerprint, kind)
+        return found[-1] if found else None
 
-    def found_in(self, folder: Path, warn: Callable[[str], None]) -> Found:
-        """The layers whose shards are in the folder, bit for bit; warns of those that were, and have to be done again.
+    def find_all(self, stage: str, fingerprint: str, kind: type[T]) -> "list[Recorded[T]]":
+        """All that was recorded of a stage of this fingerprint, in its order."""
+        of_stage = [record for record in self._records if record.get("stage") == stage]
+        return [
+            Recorded(TypeAdapter(kind).validate_python(record["value"]), StageCost(**record["cost"]))
+            for record in of_stage
+            if record["fingerprint"] == fingerprint
+        ]
 
-        After a recovery either all shards are as it left them, or it has to be done again on those of the weight stage.
+    def note_code(self, code: Mapping[str, str]) -> list[str]:
+        """The modules and libraries that are not what they were when the run was last at work; records what they are.
+
+        `code` is the digest, or the version, of each.
         """
-        layers = {record["value"]["layer"]: record for record in self._records if record.get("stage") == "prune"}
-        recovery = next((record for record in reversed(self._records) if record.get("stage") == "recover"), None)
-        files = list(folder.glob("*.safetensors"))
-        with ThreadPoolExecutor() as threads:  # one hashes more slowly than a good disk reads
-            on_disk = {file.name: digest for file, digest in zip(files, threads.map(digest_of, files), strict=True)}
-
-        def whole(shard: Mapping[str, str]) -> bool:
-            return on_disk.get(shard["name"]) == shard["sha256"]
-
-        if recovery is not None and not all(map(whole, recovery["value"]["shards"].values())):
-            recovery = None
-        if recovery is None:
-            intact = {layer: record for layer, record in layers.items() if whole(record["value"]["shard"])}
-            if lost := sorted(layers.keys() - intact.keys()):
-                warn(
-                    f"{folder}: layer {', '.join(map(str, lost))} was finished, but the file is not as it was written; "
-                    "it is pruned again"
-                )
-            layers = intact
-        kept = {layer: self._taken(record, FinishedLayer) for layer, record in layers.items()}
-        recovered = self._taken(recovery, Recovered) if recovery is not None else None
-        return Found(
-            {layer: finished.pruned for layer, finished in kept.items()},
-            {layer: finished.seen for layer, finished in kept.items()},
-            recovered.shards if recovered else {layer: finished.shard for layer, finished in kept.items()},
-            recovered,
-        )
-
-    def charge(self, costs: Mapping[str, Cost]) -> None:
-        """Adds to the stages' costs what earlier starts spent on what was taken from the journal."""
-        for stage, spent in self._before.items():
-            costs[stage].wall_seconds += spent.wall_seconds
-            costs[stage].forward_passes += spent.forward_passes
-
-    def _taken(self, record: Mapping[str, Any], kind: type[T]) -> T:
-        """The value of a record, whose cost is then part of this run's."""
-        spent = self._before.setdefault(record["stage"], Spent())
-        spent.wall_seconds += record["spent"]["wall_seconds"]
-        spent.forward_passes += record["spent"]["forward_passes"]
-        return TypeAdapter(kind).validate_python(record["value"])
+        last = next((record["code"] for record in reversed(self._records) if "code" in record), None)
+        if last == code:
+            return []
+        self._append({"code": dict(code)})
+        return sorted(name for name in {*code, *last} if code.get(name) != last.get(name)) if last else []
 
     def _append(self, record: Mapping[str, Any]) -> None:
         line, end = _line(record, self._end)
@@ -199,36 +110,16 @@ class Journal:
         self._end = end
 
 
-def made_of(
-    config: Mapping[str, Any],
-    identity: Mapping[str, str],
-    device: torch.device,
-    tokens_sha256: str,
-    training_NT: Tensor,
-) -> dict[str, Any]:
-    """All that the pruned weights depend on, by name: settings, code, source, text, versions."""
-    settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return {
-        **_flat(settings),
-        **{f"code of {module}": digest for module, digest in digests([*MAKES_WEIGHTS, *components(settings)]).items()},
-        **{f"version of {package}": version(package) for package in VERSIONS},
-        "device": device.type,
-        "calibration tokens": tokens_sha256,
-        "training tokens": sha256(training_NT.numpy().tobytes()).hexdigest(),
-        **{f"checksum of {name}": digest for name, digest in identity.items()},
-    }
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value in nested settings by its dotted name."""
-    if not isinstance(node, dict):
-        return {path: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*old, *new])
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
+class Recorded(NamedTuple, Generic[T]):
+    """A stage's result, and what it cost."""
+
+    value: T
+    cost: StageCost
 
 
 class End(NamedTuple):
@@ -274,6 +165,12 @@ def read_records(file: Path, torn: bool = False) -> tuple[list[dict[str, Any]], 
     if not lines and not _is_begun(cut_off):
         raise ValueError(f"{file}: is no journal of a run as this version writes it; choose another folder")
     return records, end
+
+
+def own_files(out: Path) -> set[str]:
+    """The files in a run's folder that runs have written there, by their journal."""
+    records, _ = read_records(out / JOURNAL, torn=True)
+    return {str(name) for record in records for name in record.get("writes", ())}
 
 
 def _record(line: bytes, end: End) -> dict[str, Any] | None:

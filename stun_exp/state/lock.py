@@ -14,7 +14,7 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def alone_in(out: Path) -> Iterator[None]:
+def run_lock(out: Path) -> Iterator[None]:
     """Holds a run's folder for this process inside the block; ValueError that names the process that holds it.
 
     The system lets go of the lock when its process ends, however it ends; the file stays and says whose it was. A file

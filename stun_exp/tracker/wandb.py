@@ -1,13 +1,9 @@
-"""Where runs and sweeps are also logged: nowhere, or Weights & Biases. What lies on disk is the truth.
-
-A tracker reads the files that a run or a sweep has left, so it can fail, or come later, and nothing is lost.
-"""
+"""Runs and sweeps logged to Weights & Biases."""
 
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -26,16 +22,6 @@ OLD_MODES = {"dryrun": "offline", "run": "online"}
 NAME_BYTES = 128
 """W&B refuses longer names."""
 ARTIFACTS = ("report.json", "plan.json", "config.yaml", "samples.jsonl", "baseline_samples.jsonl")
-
-
-class NoTracker(Component):
-    """Logs nowhere."""
-
-    def track(self, out: Path, sweep: str | None) -> None:
-        return None
-
-    def track_sweep(self, folder: Path, report: Path) -> None:
-        return None
 
 
 class WandB(Component):
@@ -124,18 +110,6 @@ class WandB(Component):
         if wanted := os.environ.get("WANDB_MODE"):
             return OLD_MODES.get(wanted, wanted)
         return None if wandb.login(prompt=False) else "offline"
-
-
-@contextmanager
-def harmless(results: Path) -> Iterator[None]:
-    """Makes a warning of whatever fails in the block: the results are in their folder already."""
-    try:
-        yield
-    except Exception as error:
-        from stun_exp.utils.progress import console
-
-        text = f"warning: the tracker failed ({type(error).__name__}: {error}); the results are in {results}"
-        console.print(text, style="yellow", markup=False)
 
 
 def _write_run(run: Any, report: Mapping[str, Any], out: Path) -> None:

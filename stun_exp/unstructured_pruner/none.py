@@ -22,6 +22,9 @@ class KeepAllWeights(Component):
     min_tokens: ClassVar[int] = 0
     starved: ClassVar["Starved"] = "magnitude"
 
+    def compares_layers(self) -> bool:
+        return False
+
     def statistic(self, num_inputs: int) -> "InputStatistic | None":
         return None
 

@@ -61,6 +61,10 @@ class UnstructuredPruner(Protocol):
         """How many experts' statistics may be held at the same time; None for all of a layer."""
         ...
 
+    def compares_layers(self) -> bool:
+        """Whether all weights of a layer compete with one another, whatever the ratio of each expert."""
+        ...
+
     def statistic(self, num_inputs: int) -> InputStatistic | None:
         """An empty statistic for matrices of `num_inputs` columns; None if the weights alone decide."""
         ...

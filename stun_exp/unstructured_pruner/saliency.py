@@ -42,6 +42,9 @@ class SaliencyPruner(Component):
         self, weight_OC: "Tensor", statistic: "InputStatistic | None", per_token: bool = False
     ) -> "Tensor": ...
 
+    def compares_layers(self) -> bool:
+        return self.group == "layer"
+
     def prune_(self, tasks: "Sequence[Task]") -> list[str]:
         from stun_exp.unstructured_pruner import masks
 

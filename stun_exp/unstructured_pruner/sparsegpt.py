@@ -54,6 +54,9 @@ class SparseGPT(Component):
             )
         return self
 
+    def compares_layers(self) -> bool:
+        return False
+
     def statistic(self, num_inputs: int) -> "Hessian":
         from stun_exp.unstructured_pruner.hessian import Hessian
 

@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from errno import EINVAL
 from math import isfinite
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
+
+from stun_exp.utils.files import write_file
 
 NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 """How a number is written that JSON has no name for, as text that float() reads."""
@@ -33,6 +35,21 @@ def read_json(file: Path) -> Any:
         return json.loads(read_regular(file).decode())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a file whole or not at all, numbers that are not finite as text; OSError that names it.
+
+    `with_numbers` reads such text back.
+    """
+    write_file(file, [(json.dumps(strict(content), indent=1, allow_nan=False) + "\n").encode()])
+
+
+def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a line of JSON for each row, whole or not at all; no file for none."""
+    lines = [(json.dumps(strict(row), allow_nan=False) + "\n").encode() for row in rows]
+    if lines:
+        write_file(file, lines)
 
 
 def strict(content: Any) -> Any:

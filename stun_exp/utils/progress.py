@@ -17,8 +17,13 @@ T = TypeVar("T")
 def track(items: Iterable[T], description: str) -> Iterator[T]:
     """The items, with a progress bar while they are worked on."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not shows_progress()) as progress:
         yield from progress.track(items, description=description)
+
+
+def shows_progress() -> bool:
+    """Whether anybody sees a progress bar: on a terminal, or in a notebook."""
+    return console.is_terminal or console.is_jupyter
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from stun_exp.allocation.ratios import LayerRatios, Unit, ratios_of_layers
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.pipeline.allocate import layer_ratios
 from stun_exp.pipeline.budget import budget_of
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.wanda import Wanda
 

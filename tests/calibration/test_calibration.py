@@ -11,7 +11,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from stun_exp.calibration.protocol import C4, Calibration, LocalText, ToyText
+from stun_exp.calibration.c4 import C4
+from stun_exp.calibration.local import LocalText
+from stun_exp.calibration.protocol import Calibration
+from stun_exp.calibration.toy import ToyText
 from stun_exp.state.cache import CacheFolder, Store
 from stun_exp.utils.files import digest_of
 

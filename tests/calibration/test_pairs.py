@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from stun_exp.calibration.pairs import Pairs
-from stun_exp.calibration.protocol import ToyText, decoder_start
+from stun_exp.calibration.protocol import decoder_start
+from stun_exp.calibration.toy import ToyText
 
 START = 7
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import stun_exp.checkpoint.nf4
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import load_pruned
-from stun_exp.checkpoint.nf4 import PartMemory, as_quantised, check_memory, memory, quantise_
+from stun_exp.checkpoint.nf4 import PartMemory, as_quantized, check_memory, memory, quantize_
 from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.layers import MoELayer, layers_of
 from stun_exp.moe.observe import Statistic, observe
@@ -62,9 +62,9 @@ def test_rounding_is_that_of_the_paper(dtype: torch.dtype) -> None:
     """Guards rows shorter than a block of 64, which bitsandbytes itself reads wrongly, and odd numbers of weights."""
     layer = dense((8, 16), (7, 3), (5, 90), (1, 1), (16, 48), dtype=dtype)
     expected = [rounded(weight) for weight in weights(layer)]
-    with as_quantised(layer):
+    with as_quantized(layer):
         inside = [weight.clone() for weight in weights(layer)]
-    quantise_(layer)
+    quantize_(layer)
     for want, held, round_trip in zip(expected, weights(layer), inside, strict=True):
         assert held.dtype == round_trip.dtype == dtype
         assert torch.equal(held, round_trip)
@@ -78,7 +78,7 @@ def test_zeros_stay_zeros_also_where_a_whole_block_is_zero() -> None:
         weight.view(-1)[::2] = 0
         weight.view(-1)[64:128] = 0
     zero = [weight == 0 for weight in weights(layer)]
-    quantise_(layer)
+    quantize_(layer)
     for held, pruned in zip(weights(layer), zero, strict=True):
         assert bool((held[pruned] == 0).all())
         assert not held.isnan().any()
@@ -87,9 +87,9 @@ def test_zeros_stay_zeros_also_where_a_whole_block_is_zero() -> None:
 def test_a_tensor_too_large_for_one_call_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes counts in 32 bits; the fused experts of one large layer are more, and would wrap around."""
     whole, pieces = dense((10, 100), (7, 3)), dense((10, 100), (7, 3))
-    quantise_(whole)
+    quantize_(whole)
     monkeypatch.setattr(stun_exp.checkpoint.nf4, "_AT_ONCE", 128)
-    quantise_(pieces)
+    quantize_(pieces)
     for one, other in zip(weights(whole), weights(pieces), strict=True):
         assert torch.equal(one, other)
 
@@ -104,10 +104,10 @@ def test_a_quantised_model_gives_the_logits_of_its_rounded_weights(
     full = logits(model, tokens_BT)
     with ExitStack() as stack:
         for layer in layers_of(model, FAMILIES[name]):
-            stack.enter_context(as_quantised(layer))
+            stack.enter_context(as_quantized(layer))
         calibrated = logits(model, tokens_BT)
     for layer in layers_of(quantised, FAMILIES[name]):
-        quantise_(layer)
+        quantize_(layer)
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
     torch.testing.assert_close(logits(quantised, tokens_BT), calibrated, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(calibrated, full, rtol=1e-2)
@@ -125,7 +125,7 @@ def test_every_matrix_is_packed_and_all_else_is_as_it_was(name: str, tiny_model:
         for matrix in marked.matrices():
             matrix.weight_OC.fill_(1)
         matrices = {key for key, parameter in marked.module.named_parameters() if parameter.all()}
-        quantise_(layer)
+        quantize_(layer)
         held = dict(layer.module.named_parameters())
         packed = {key for key, parameter in held.items() if parameter.dtype == torch.uint8}
         assert {re.sub(r"parametrizations\.(\w+)\.original", r"\1", key) for key in packed} == matrices
@@ -140,7 +140,7 @@ def test_the_layers_own_weights_come_back_in_their_own_storage(checkpoint: Check
 
     @torch.inference_mode()
     def calibrate() -> None:
-        with as_quantised(layer):
+        with as_quantized(layer):
             assert not torch.equal(next(layer.matrices()).weight_OC, views[0])
             raise RuntimeError("calibration broke off")
 
@@ -156,7 +156,7 @@ def test_the_layers_own_weights_come_back_in_their_own_storage(checkpoint: Check
 def test_experts_are_unpacked_once_a_pass(mixtral: Checkpoint, observed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are indexed one by one, and each access would unpack all of them: 12 times instead of 2 here."""
     layer = mixtral.read_layer(1)
-    quantise_(layer)
+    quantize_(layer)
     calls, unpacked = count(), stun_exp.checkpoint.nf4.unpacked
     monkeypatch.setattr(stun_exp.checkpoint.nf4, "unpacked", lambda *args: (next(calls), unpacked(*args))[1])
     layer.experts.config._experts_implementation = "eager"
@@ -172,14 +172,14 @@ def test_experts_are_unpacked_once_a_pass(mixtral: Checkpoint, observed: bool, m
 def test_nothing_of_the_wide_weights_is_kept(mixtral: Checkpoint) -> None:
     layer = mixtral.read_layer(1)
     wide = [weakref.ref(layer.experts.down_proj), weakref.ref(layer.module.self_attn.q_proj.weight)]
-    quantise_(layer)
+    quantize_(layer)
     assert [reference() for reference in wide] == [None, None]
 
 
 def test_all_that_is_packed_moves_with_the_module(mixtral: Checkpoint) -> None:
     """Scales left behind on another device would be read by machine code that does not look where they are."""
     layer = mixtral.read_layer(1)
-    quantise_(layer)
+    quantize_(layer)
     layer.module.to("meta")
     (unpack,) = layer.experts.parametrizations.down_proj
     assert unpack.absmax.is_meta
@@ -193,7 +193,7 @@ def test_memory_of_a_layer_by_hand(tiny_model: Callable[[str], Path]) -> None:
     """
     checkpoint = Checkpoint(tiny_model("mixtral"), torch.bfloat16)
     layer = checkpoint.read_layer(1)
-    quantise_(layer)
+    quantize_(layer)
     held = memory([layer], [checkpoint.outline(1)])
     query_output, key_value = 128 + 4 * 4, 64 + 4 * 2
     experts = 6 * 3 * 24 * 16
@@ -214,7 +214,7 @@ def test_memory_is_as_expected_and_counts_every_tensor_once(name: str, tiny_mode
     layers = [checkpoint.read_layer(index) for index in range(checkpoint.num_layers)]
     total = sum(p.numel() for layer in layers for p in (*layer.module.parameters(), *layer.module.buffers()))
     for layer in layers:
-        quantise_(layer)
+        quantize_(layer)
     held = memory(layers, [checkpoint.outline(index) for index in range(checkpoint.num_layers)])
     assert [part.bytes for part in held] == [part.expected_bytes for part in held]
     assert sum(part.parameters for part in held) == total
@@ -227,7 +227,7 @@ def test_experts_left_in_16_bits_are_refused_by_name(tiny_model: Callable[[str],
     layers = [checkpoint.read_layer(index) for index in range(checkpoint.num_layers)]
     layers[1].is_moe = False
     for layer in layers:
-        quantise_(layer)
+        quantize_(layer)
     layers[1].is_moe = True
     held = memory(layers, [checkpoint.outline(index) for index in range(checkpoint.num_layers)])
     with pytest.raises(ValueError, match=r"model\.load=nf4: experts take .* MB and should take .* MB"):

@@ -15,16 +15,17 @@ import pytest
 AT_WORK = """
 import sys, time, types
 from pathlib import Path
-from stun_exp.state.lock import alone_in
+from stun_exp.state.lock import run_lock
 
 def run(points, *_):
-    with alone_in(points[0].out):
+    with run_lock(points[0].out):
         try:
             print("at work", flush=True)
             time.sleep(60)
         finally:
             print("let go", flush=True)
             {then}
+    return []
 
 module = types.ModuleType("stun_exp.pipeline.run")
 module.run = run

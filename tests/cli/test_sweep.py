@@ -11,15 +11,16 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli.sweep import SweepEnd, conclude
-from stun_exp.state.failures import ERROR, failures, forget_error, keep_error
-from stun_exp.state.ledger import write_json
+from stun_exp.report.data.failures import ERROR, failures, forget_error, keep_error
+from stun_exp.utils.json_files import write_json
 
 Make = Callable[..., dict[str, Any]]
 
 
 def config_of(folder: Path, tracker: str = "NoTracker", dry_run: bool = False, **settings: Any) -> DictConfig:
     """What Hydra hands to its callbacks, as far as it is looked at."""
-    trackers = {"_target_": f"stun_exp.tracker.wandb.{tracker}", **settings}
+    module = "none" if tracker == "NoTracker" else "wandb"
+    trackers = {"_target_": f"stun_exp.tracker.{module}.{tracker}", **settings}
     return OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}, "tracker": trackers, "dry_run": dry_run})
 
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
+from stun_exp.config.build import ConfigError, build
 from stun_exp.config.component import Component
 from stun_exp.config.errors import did_you_mean
-from stun_exp.config.settings import ConfigError, Settings, build
+from stun_exp.config.settings import Settings
 
 ONE_MISTAKE = {
     "sparsty=0.4": "sparsty: no such setting; did you mean sparsity?",

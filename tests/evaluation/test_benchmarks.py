@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -17,8 +16,10 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import assemble, load_pruned
 from stun_exp.evaluation.benchmarks import Benchmark, LMEval, NoEvaluation, Prepared
 from stun_exp.evaluation.harness import BUNDLED, Figures
-from stun_exp.pipeline.evaluate import Evaluation, check_backend, evaluate
+from stun_exp.pipeline.backend import check_backend
+from stun_exp.pipeline.evaluate import EvaluationResult, evaluate
 from stun_exp.state.cache import CacheFolder, NoCache, Store
+from stun_exp.state.costs import StageCost
 from stun_exp.toy import WEIGHTS
 
 CPU = torch.device("cpu")
@@ -192,11 +193,11 @@ def test_an_encoder_decoder_generates_from_the_source(translator: tuple[PreTrain
 # --- What is measured is what was written
 
 
-def written_figures(folder: Path, device: torch.device = CPU, nf4: bool = False, **how: Any) -> Evaluation:
+def written_figures(folder: Path, device: torch.device = CPU, nf4: bool = False, **how: Any) -> EvaluationResult:
     """Of the checkpoint in a folder: the perplexity of four texts, which any change of the weights moves."""
     benchmarks = one("toy_text", 0, "word_perplexity,none", **how).prepare()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return evaluate(benchmarks, Checkpoint(folder, None), {}, tokenizer, device, nf4, {}, NOTHING_KEPT)
+    return evaluate(benchmarks, Checkpoint(folder, None), {}, tokenizer, device, nf4, {}, NOTHING_KEPT, StageCost())
 
 
 def flip_bit(file: Path, key: str) -> None:
@@ -234,8 +235,10 @@ def test_without_benchmarks_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr("stun_exp.pipeline.evaluate.assemble")
     written = Checkpoint(WEIGHTS, None)
     assert (
-        evaluate(NoEvaluation(baseline=False).prepare(), written, {}, None, CPU, True, {0: 0.5}, NOTHING_KEPT)
-        == Evaluation()
+        evaluate(
+            NoEvaluation(baseline=False).prepare(), written, {}, None, CPU, True, {0: 0.5}, NOTHING_KEPT, StageCost()
+        )
+        == EvaluationResult()
     )
 
 
@@ -382,9 +385,13 @@ def test_equal_circumstances_are_measured_once(tmp_path: Path, monkeypatch: pyte
     tokenizer, written = AutoTokenizer.from_pretrained(WEIGHTS), Checkpoint(WEIGHTS, None)
     store = Store(CacheFolder(path=str(tmp_path), max_entry_gb=1.0), pytest.fail)
 
-    def measured(identity: dict[str, Any], limit: int = 4, betas: dict[int, float] | None = None) -> Evaluation:
+    def measured(
+        identity: dict[str, Any], limit: int = 4, betas: dict[int, float] | None = None, cost: StageCost | None = None
+    ) -> EvaluationResult:
         settings = one("toy_arc", 0, "acc_norm,none").model_copy(update={"limit": limit})
-        return evaluate(settings.prepare(), written, identity, tokenizer, CPU, False, betas or {}, store)
+        return evaluate(
+            settings.prepare(), written, identity, tokenizer, CPU, False, betas or {}, store, cost or StageCost()
+        )
 
     first = measured({"model": "a"}, betas={1: 0.5})
     assert first.samples
@@ -393,9 +400,8 @@ def test_equal_circumstances_are_measured_once(tmp_path: Path, monkeypatch: pyte
         measured(**{"identity": {"model": "a"}, **other})
     with monkeypatch.context() as no_model:
         no_model.delattr("stun_exp.pipeline.evaluate.assemble")
-        again = measured({"model": "a"}, betas={1: 0.5})
-        assert again.cached_seconds > 0
-        assert replace(again, cached_seconds=0.0) == first
+        assert measured({"model": "a"}, betas={1: 0.5}, cost=(cost := StageCost())) == first
+        assert cost.charged_seconds > 0 == cost.wall_seconds
         measured({"model": "b"})
         with pytest.raises(NameError):
             measured({"model": "a"}, betas={1: 0.25})

@@ -13,10 +13,10 @@ from stun_exp.moe.observe import Statistic
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.experts import even_counts, plan_experts
 from stun_exp.state.cache import NoCache, Store
-from stun_exp.state.statistics_cache import Known
+from stun_exp.state.statistics_cache import StatisticsCache
 from stun_exp.streaming.walk import Walk
 
-NOTHING_KNOWN = Known(Store(NoCache(), pytest.fail), {})
+NOTHING_KNOWN = StatisticsCache(Store(NoCache(), pytest.fail), {})
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.config.settings import ConfigError, build
+from stun_exp.config.build import ConfigError, build
 from stun_exp.expert_pruner.frequency import Frequency
 from stun_exp.expert_pruner.from_plan import FromPlan
 from stun_exp.expert_pruner.hc_smoe import HCSMoE

@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from stun_exp.cli.main import CONF, job
-from stun_exp.config.settings import ConfigError, build
+from stun_exp.config.build import ConfigError, build
 
 SEED, CASES = os.environ.get("STUN_FUZZ_SEED", "0"), int(os.environ.get("STUN_FUZZ_CASES", "16"))
 """Of each kind; more of them, or others, are for hunting."""

@@ -10,8 +10,9 @@ from fuzz_mutants import damaged_bytes, damaged_json, damaged_lines, no_file
 from fuzz_world import CACHED, CASES, PLANNED, SEED, Ended, World, as_anybody, complaint, everything, result, stun
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.pipeline.opening import ARTIFACTS, names_of, own_files
-from stun_exp.state.journal import JOURNAL
+from stun_exp.pipeline.preflight import files_of
+from stun_exp.state.artifacts import ARTIFACTS, JOURNAL
+from stun_exp.state.journal import own_files
 from stun_exp.state.lock import LOCK
 
 Case = Callable[[World, Path, Random], str]
@@ -113,7 +114,7 @@ def planted(world: World, at: Path, random: Random) -> str:
     if random.random() < 0.6:
         a_run(world, at, random)
     out.mkdir(exist_ok=True)
-    names = [*names_of(Checkpoint(world.home / "model", None)), JOURNAL, LOCK, "clusters.json", "notes", "report"]
+    names = [*files_of(Checkpoint(world.home / "model", None)), JOURNAL, LOCK, "clusters.json", "notes", "report"]
     names += [f"{name}.partial" for name in names]
     names += ["checkpoint", "recovery", "checkpoint/x", "recovery/x", "checkpoint/x/y"]
     own = own_files(out)

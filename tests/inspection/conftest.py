@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from stun_exp.checkpoint.shards import INDEX
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import build
+from stun_exp.config.build import build
 
 CARD = yaml.safe_load((CONF / "model" / "mixtral_8x7b.yaml").read_text())
 ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]

@@ -10,7 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.checkpoint.architecture import Architecture
-from stun_exp.config.settings import build, points
+from stun_exp.config.build import build
+from stun_exp.config.settings import specs_of
 from stun_exp.inspection.needs import needs_of, stages_of
 from stun_exp.inspection.sizes import inspect
 from stun_exp.pipeline.run import run
@@ -107,7 +108,7 @@ def test_a_run_makes_the_passes_that_were_foretold(
     out = tmp_path / "run"
     out.mkdir()
     assert isinstance(config, dict)
-    run(points(asked, {str(key): value for key, value in config.items()}, out))
+    run(specs_of(asked, {str(key): value for key, value in config.items()}, out))
     cost = json.loads((out / "report.json").read_text())["cost"]
     fewer = {"behind pruned layers": ("experts", 1 / 3), "a few experts at once": ("prune", 1 / 3)}.get(what, ("", 0.0))
     for stage in ("experts", "allocate", "prune", "skip"):

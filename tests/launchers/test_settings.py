@@ -10,7 +10,7 @@ from hydra.plugins.launcher import Launcher
 
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import ConfigError
+from stun_exp.config.build import ConfigError
 
 LAUNCHERS = sorted(file.stem for file in (CONF / "hydra/launcher").glob("*.yaml"))
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import load_pruned
 from stun_exp.checkpoint.writer import CheckpointWriter
@@ -21,8 +22,9 @@ from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
 from stun_exp.moe.plan import LayerPlan
-from stun_exp.pipeline.prune import LayerRatios, WeightStage
+from stun_exp.pipeline.prune_layer import prune_layer_
 from stun_exp.pipeline.verify import count_written
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.wanda import Wanda
 
@@ -268,7 +270,7 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
     stream = walk(source)
     stream.edit = lambda layer: layer.regroup([[e] for e in KEPT]) if layer.index in cut else None
     for step in stream:
-        stage.prune_(step, LayerRatios(0.5))
+        prune_layer_(stage, step, LayerRatios(0.5))
         model.set_submodule(source.paths[step.layer.index], step.layer.module)
         writer.write_layer(step.layer)
     writer.finish()
@@ -364,4 +366,4 @@ def test_a_linear_that_is_never_called_fails_the_run(tiny_model: Callable[[str],
         attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"
     )
     with pytest.raises(ValueError, match=r"layer 0: no calibration token was seen on its way into mamba\.dt_proj"):
-        WeightStage(pruner, "decoder").prune_(step, LayerRatios(0.5))
+        prune_layer_(WeightStage(pruner, "decoder"), step, LayerRatios(0.5))

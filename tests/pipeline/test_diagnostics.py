@@ -19,7 +19,9 @@ from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.moe.plan import LayerPlan, Plan
 from stun_exp.pipeline import diagnostics
 from stun_exp.pipeline.diagnostics import Diagnostics, Moments, Weights, outlier_percent, weights_of
-from stun_exp.pipeline.prune import PrunedLayer, Pruning, WeightStage, prune_layers
+from stun_exp.pipeline.prune import Pruning, prune_layers
+from stun_exp.pipeline.prune_layer import PrunedLayer
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.wanda import Wanda

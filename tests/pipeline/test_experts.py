@@ -25,16 +25,17 @@ from stun_exp.expert_pruner.stun.stun import STUN
 from stun_exp.pipeline.allocate import layer_ratios
 from stun_exp.pipeline.budget import Scope, budget_of
 from stun_exp.pipeline.experts import even_counts, missed_ratio, plan_experts
-from stun_exp.pipeline.prune import Pruning, WeightStage, prune_layers
+from stun_exp.pipeline.prune import Pruning, prune_layers
 from stun_exp.pipeline.verify import count_written, prove_it_runs
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.state.cache import NoCache, Store
-from stun_exp.state.statistics_cache import Known
+from stun_exp.state.statistics_cache import StatisticsCache
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.none import KeepAllWeights
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 CPU = torch.device("cpu")
-NOTHING_KNOWN = Known(Store(NoCache(), pytest.fail), {})
+NOTHING_KNOWN = StatisticsCache(Store(NoCache(), pytest.fail), {})
 
 
 def built(choice: str, **settings: Any) -> Any:

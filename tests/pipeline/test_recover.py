@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stun_exp.calibration.protocol import LocalText, ToyText
+from stun_exp.calibration.local import LocalText
+from stun_exp.calibration.toy import ToyText
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.pipeline.recover import training_sequences
+from stun_exp.pipeline.training_text import training_sequences
 
 
 @pytest.fixture

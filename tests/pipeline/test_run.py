@@ -169,7 +169,7 @@ def test_what_is_finished_is_not_done_again(runner: Runner, tmp_path: Path, monk
     first = runner()
     (tmp_path / "run/checkpoint").mkdir()  # as if it had been stopped while it was deleted
     with monkeypatch.context() as context:
-        context.setattr("stun_exp.pipeline.run.Journal", lambda *_: pytest.fail("a finished run went on"))
+        context.setattr("stun_exp.pipeline.context.Journal", lambda *_: pytest.fail("a finished run went on"))
         assert runner("stream=out_of_core", "tracker=none") == first
     assert not (tmp_path / "run/checkpoint").exists()
     assert runner("name=other")["fingerprint"] != first["fingerprint"]
@@ -200,7 +200,7 @@ def test_a_finished_run_that_lost_a_file_makes_it_again(runner: Runner, tmp_path
 def test_a_finished_runs_file_that_was_changed_is_told_and_stays(
     runner: Runner, tmp_path: Path, name: str, cut: int | None
 ) -> None:
-    """Cut to two bytes, or of the same size with another last byte: it was "finished earlier, nothing to do"."""
+    """Cut to two bytes, or of the same size with another last byte: it was complete, and nothing was done."""
     runner("save=true")
     file = tmp_path / "run/checkpoint" / name
     content = file.read_bytes()[:cut] if cut else file.read_bytes()[:-2] + b"?\n"
@@ -216,21 +216,18 @@ def test_a_report_that_a_power_cut_emptied_is_written_again(
     """The checkpoint was advised to be deleted; what the journal holds is all there."""
     runner("save=true")
     (tmp_path / "run/report.json").write_text("")
-    monkeypatch.setattr(
-        "stun_exp.pipeline.prune.WeightStage.prune_", lambda *_: pytest.fail("a layer was pruned again")
-    )
+    monkeypatch.setattr("stun_exp.pipeline.prune.prune_layer_", lambda *_: pytest.fail("a layer was pruned again"))
     assert runner("save=true")["sparsity"]["achieved"]
 
 
 def test_a_method_that_was_edited_makes_its_runs_anew(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was finished earlier, and there was nothing to do."""
+    """It was complete, and nothing was done."""
     first = runner()
     assert runner() == first
     edited = dict(first["provenance"]["code"]) | {"stun_exp.unstructured_pruner.wanda": "0" * 16}
-    for place in ("finished", "journal"):
-        monkeypatch.setattr(f"stun_exp.state.{place}.digests", lambda modules: edited)
+    monkeypatch.setattr("stun_exp.state.fingerprint.digests", lambda modules: edited)
     assert runner()["fingerprint"] != first["fingerprint"]
 
 
@@ -259,7 +256,7 @@ def test_sequences_longer_than_the_model_takes_are_refused(runner: Runner) -> No
 
 
 def test_failed_run_leaves_no_report(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stun_exp.pipeline.run.prove_it_runs", lambda walk: (_ for _ in ()).throw(ValueError("NaN")))
+    monkeypatch.setattr("stun_exp.pipeline.verify.prove_it_runs", lambda walk: (_ for _ in ()).throw(ValueError("NaN")))
     with pytest.raises(ValueError, match="NaN"):
         runner()
     assert not (tmp_path / "run/report.json").exists()

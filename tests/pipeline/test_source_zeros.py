@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stun_exp.checkpoint.census import num_zeros
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.identity import num_zeros
 
 Runner = Callable[..., dict[str, Any]]
 ALONE = ["unstructured_pruner=none", "sparsity_scope=experts"]

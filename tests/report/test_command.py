@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from stun_exp.report import command
+from stun_exp.report.data.failures import keep_error
 from stun_exp.report.figures import draw as figures
-from stun_exp.state.failures import keep_error
 
 Make = Callable[..., dict[str, Any]]
 

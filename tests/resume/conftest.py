@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from stun_exp.pipeline import run
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.pipeline import prune, run
 from stun_exp.state.journal import Journal
 
 # Every stage has something to do: experts and allocation look at data, and the weights of a layer at those before it.
@@ -102,13 +101,13 @@ def undisturbed(go: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
 def prunings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers that are pruned in this process from now on."""
     layers: list[int] = []
-    original = WeightStage.prune_
+    original = prune.prune_layer_
 
-    def noted(self: WeightStage, step: Any, ratios: Any) -> Any:
+    def noted(stage: Any, step: Any, ratios: Any) -> Any:
         layers.append(step.layer.index)
-        return original(self, step, ratios)
+        return original(stage, step, ratios)
 
-    monkeypatch.setattr(WeightStage, "prune_", noted)
+    monkeypatch.setattr(prune, "prune_layer_", noted)
     return layers
 
 
@@ -120,7 +119,7 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted(stage: str, original: Any) -> Any:
         return lambda *args: (stages.append(stage), original(*args))[1]
 
-    for stage, name in {"experts": "plan_experts", "allocate": "layer_ratios"}.items():
+    for stage, name in {"experts": "decide_experts", "allocate": "allocate"}.items():
         monkeypatch.setattr(run, name, noted(stage, getattr(run, name)))
     return stages
 

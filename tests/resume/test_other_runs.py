@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stun_exp.state.lock import alone_in
+from stun_exp.state.lock import run_lock
 
 Go = Callable[..., dict[str, Any]]
 Content = Callable[[Path], dict[str, bytes]]
@@ -60,7 +60,7 @@ def test_restart_throws_away_what_was_done(
 def test_restart_helps_against_a_damaged_journal(interrupted: Path, go: Go, prunings: list[int]) -> None:
     journal = interrupted / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'"stage": "allocate"', b'"stage": "allocate'))
-    with pytest.raises(ValueError, match=r"journal\.jsonl, line 5: damaged; pass resume=restart"):
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 6: damaged; pass resume=restart"):
         go()
     go("resume=restart")
     assert prunings == [0, 1, 2]
@@ -93,7 +93,7 @@ def test_the_second_of_two_processes_is_told_and_stops(
     interrupted: Path, go: Go, in_child: Callable[..., Callable[[], int]]
 ) -> None:
     def hold() -> None:
-        with alone_in(interrupted):
+        with run_lock(interrupted):
             (interrupted.parent / "held").touch()
             while (interrupted.parent / "held").exists():
                 time.sleep(0.01)

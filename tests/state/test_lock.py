@@ -7,30 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from stun_exp.state.lock import LOCK, alone_in
+from stun_exp.state.lock import LOCK, run_lock
 
 
 def test_a_folder_is_held_inside_the_block_alone(tmp_path: Path) -> None:
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         with pytest.raises(ValueError, match=f"hydra.run.dir={tmp_path}: process {os.getpid()} on .* is at work there"):
-            with alone_in(tmp_path):
+            with run_lock(tmp_path):
                 pytest.fail("two in one folder")
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
 def test_an_error_inside_lets_go(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), alone_in(tmp_path):
+    with pytest.raises(KeyError), run_lock(tmp_path):
         raise KeyError
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
 def test_a_holder_that_has_not_yet_said_who_it_is(tmp_path: Path) -> None:
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         (tmp_path / LOCK).write_text("")
-        with pytest.raises(ValueError, match="another process is at work there"), alone_in(tmp_path):
+        with pytest.raises(ValueError, match="another process is at work there"), run_lock(tmp_path):
             pass
 
 
@@ -41,13 +41,13 @@ def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("stun_exp.state.lock.flock", no_locks)
-    with pytest.raises(OSError, match=rf"{tmp_path}: cannot be locked \(No locks available\)"), alone_in(tmp_path):
+    with pytest.raises(OSError, match=rf"{tmp_path}: cannot be locked \(No locks available\)"), run_lock(tmp_path):
         pass
 
 
 def test_a_longer_name_of_before_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(json.dumps({"pid": 1, "host": "x" * 1000}) + "\n")
-    with alone_in(tmp_path):
+    with run_lock(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
@@ -57,7 +57,7 @@ def test_what_is_no_lock_stays_as_it_is(tmp_path: Path, kind: str) -> None:
     file = tmp_path / LOCK
     make = {"text": lambda: file.write_text("theirs"), "pipe": lambda: os.mkfifo(file), "folder": file.mkdir}
     make.get(kind, lambda: file.symlink_to("theirs"))()
-    with pytest.raises(ValueError, match=rf"{file}: .* move it away, or choose another folder"), alone_in(tmp_path):
+    with pytest.raises(ValueError, match=rf"{file}: .* move it away, or choose another folder"), run_lock(tmp_path):
         pass
     assert (tmp_path / "theirs").read_text() == "theirs"
     assert kind != "text" or file.read_text() == "theirs"

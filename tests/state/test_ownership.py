@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stun_exp.pipeline.opening import own_files
-from stun_exp.state.journal import JOURNAL
+from stun_exp.state.artifacts import JOURNAL
+from stun_exp.state.journal import own_files
 from stun_exp.state.ownership import remove
 
 Runner = Callable[..., dict[str, Any]]

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from stun_exp.tracker import wandb as tracking
-from stun_exp.tracker.wandb import NoTracker, WandB, harmless
+from stun_exp.tracker.none import NoTracker
+from stun_exp.tracker.protocol import harmless
+from stun_exp.tracker.wandb import WandB
 
 ROOT = Path(__file__).parents[2]
 KURTOSIS = {stage: {"all": 3.5, "nonzero": 3.0} for stage in ("before", "experts", "weights")}

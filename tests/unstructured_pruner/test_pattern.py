@@ -4,7 +4,7 @@ import pytest
 
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import ConfigError
+from stun_exp.config.build import ConfigError
 from stun_exp.unstructured_pruner.pattern import check_width, parsed
 
 

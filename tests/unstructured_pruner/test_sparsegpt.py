@@ -13,8 +13,9 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.pipeline.allocate import layer_ratios
 from stun_exp.pipeline.budget import budget_of
-from stun_exp.pipeline.prune import Pruning, WeightStage, prune_layers
+from stun_exp.pipeline.prune import Pruning, prune_layers
 from stun_exp.pipeline.verify import count_written
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.hessian import Hessian
 from stun_exp.unstructured_pruner.masks import lowest

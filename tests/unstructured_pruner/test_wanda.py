@@ -6,7 +6,7 @@ from torch import Tensor
 
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
-from stun_exp.config.settings import ConfigError
+from stun_exp.config.build import ConfigError
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.masks import SquaredNorm
 from stun_exp.unstructured_pruner.protocol import Task

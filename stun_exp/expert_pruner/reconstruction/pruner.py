@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import LayerPlan, Plan, keep
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stun_exp.moe.observe import Statistic
 
 
-class ReconstructionPruner(Component):
+class ReconstructionPruner(ExpertPruner):
     """Keeps in each layer the experts with which its routed output changes least; how to search is the subclass's.
 
     The loss is the sum over calibration batches of the Frobenius norm of the change, as in the authors' code, so it
@@ -27,6 +27,12 @@ class ReconstructionPruner(Component):
     """Whether a layer's inputs come through the layers pruned before it, while its target stays the full model's."""
     chunk_tokens: int = Field(ge=1)
     """Tokens at once: bounds the memory for expert outputs and Gram matrices."""
+
+    def removed_share(self) -> float:
+        return self.ratio
+
+    def is_progressive(self) -> bool:
+        return self.progressive
 
     def search(self, layer: "ExpertSource", losses: "Losses", num_removed: int) -> "tuple[Removed, dict[str, Any]]":
         """The experts to remove, and what there is to say of them; the loss is added."""

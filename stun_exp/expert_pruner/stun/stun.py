@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stun_exp.config.component import Component
+from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Finding:
     """For the laboratory: the distances by one similarity alone; None where it says nothing."""
 
 
-class STUN(Component):
+class STUN(ExpertPruner):
     """Behavioural similarity b_ij = -lambda1 ||W_i - W_j|| + lambda2 a_ij, clustered under one threshold (Eq. 7).
 
     W_i is expert i's router row, a_ij the number of tokens whose top-k holds both experts, divided by its mean over
@@ -65,6 +65,12 @@ class STUN(Component):
     """Whether kappa counts a layer's clusters (the code) or a cluster's members (a reading of the paper)."""
     laboratory: bool
     """Whether to gather what clusters.json needs to compare similarities; every expert then runs on every token."""
+
+    def removed_share(self) -> float:
+        return self.ratio
+
+    def has_equal_layers(self) -> bool:
+        return self.budget == "per_layer"
 
     @model_validator(mode="after")
     def _some_similarity(self) -> "STUN":

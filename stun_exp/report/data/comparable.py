@@ -12,7 +12,7 @@ from stun_exp.report.data.differences import (
     unequal_within_rows,
 )
 from stun_exp.report.data.read import ReportedRun
-from stun_exp.report.data.run_settings import Report, identity
+from stun_exp.report.data.run_settings import RunReport, identity
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ComparableSet:
     """What may have moved figures between its rows, and is no reason to refuse them."""
 
     @property
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[RunReport]:
         return [run.report for run in self.runs]
 
 
@@ -58,13 +58,13 @@ def comparable_sets(runs: Sequence[ReportedRun]) -> list[ComparableSet]:
     return sets
 
 
-def _kind(report: Report) -> tuple[str, str, str]:
+def _kind(report: RunReport) -> tuple[str, str, str]:
     """Model, size, and benchmarks with their settings: where these differ, the runs have tables of their own."""
     model = report["model"]
     return str(model["source"]), f"{model['params_before']:,} parameters", json.dumps(_benchmarks(report))
 
 
-def _benchmarks(report: Report) -> list[str]:
+def _benchmarks(report: RunReport) -> list[str]:
     """What each benchmark measures, for a heading."""
     found = report["settings"]["eval"].get("benchmarks", {}).values()
     return sorted(f"{b['task']} ({b['num_fewshot']} shots, {b['metric']})" for b in found)

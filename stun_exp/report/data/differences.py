@@ -5,7 +5,7 @@ from typing import Any
 
 from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.read import ReportedRun
-from stun_exp.report.data.run_settings import Report, flat_settings, identity, shown_settings
+from stun_exp.report.data.run_settings import RunReport, flat_settings, identity, shown_settings
 
 NAMED_RUNS = 2
 """Runs that a refusal names of each kind before it counts the rest."""
@@ -67,7 +67,7 @@ def differing_between_rows(runs: Sequence[ReportedRun]) -> Iterator[str]:
 
 
 def _differing(
-    runs: Sequence[ReportedRun], aspects_of: Callable[[Report], Mapping[str, Any]]
+    runs: Sequence[ReportedRun], aspects_of: Callable[[RunReport], Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """(An aspect that runs do not agree in, its values with the runs that have each)."""
     aspects = [aspects_of(run.report) for run in runs]
@@ -80,7 +80,7 @@ def _differing(
             yield what, "; ".join(f"{side} in {_names(names)}" for side, names in sides.items())
 
 
-def _code(report: Report) -> dict[str, Any]:
+def _code(report: RunReport) -> dict[str, Any]:
     """What made the figures -> which it was; other methods are made of other modules."""
     provenance = report["provenance"]
     libraries = ("torch", "transformers") if report["metrics"] else ("torch", "transformers", "lm-eval")
@@ -91,14 +91,14 @@ def _code(report: Report) -> dict[str, Any]:
     }
 
 
-def _machine(report: Report) -> dict[str, Any]:
+def _machine(report: RunReport) -> dict[str, Any]:
     """What the last bits of the figures depend on."""
     provenance = report["provenance"]
     names = {"processor": "the processor", "threads": "the number of threads"}
     return {what: provenance[name] for name, what in names.items() if name in provenance}
 
 
-def _aspects(report: Report) -> dict[str, Any]:
+def _aspects(report: RunReport) -> dict[str, Any]:
     """What has to be equal in all runs of a table -> what it is here."""
     evaluation, versions = report["settings"]["eval"], report["provenance"]["versions"]
     found = {"sparsity_scope": report["settings"]["sparsity_scope"]}
@@ -117,7 +117,7 @@ def _aspects(report: Report) -> dict[str, Any]:
     return found
 
 
-def _distinguishing_calibration(reports: Sequence[Report]) -> list[str]:
+def _distinguishing_calibration(reports: Sequence[RunReport]) -> list[str]:
     """For each report the settings of the calibration that differ among them."""
     each = [{key: v for key, v in flat_settings(report).items() if _is_calibration(key)} for report in reports]
     differing = [key for key in {k: None for one in each for k in one} if len({one.get(key) for one in each}) > 1]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 
 
-def headlines(reports: Sequence[Report]) -> dict[str, str]:
+def headlines(reports: Sequence[RunReport]) -> dict[str, str]:
     """Key of each benchmark's headline metric -> the benchmark, over all runs."""
     keys: dict[str, str] = {}
     for report in reports:

@@ -6,7 +6,7 @@ from math import hypot, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from stun_exp.report.data.run_settings import Report, flat_settings, identity, shown_settings
+from stun_exp.report.data.run_settings import RunReport, flat_settings, identity, shown_settings
 
 UNPRUNED = "unpruned"
 
@@ -29,7 +29,7 @@ class Point:
     name: str
     settings: Mapping[str, str]
     """Those that tell it from other points of its name (`shown_settings`), but for what its method does not have."""
-    reports: tuple[Report, ...]
+    reports: tuple[RunReport, ...]
     places: tuple[int, ...]
     """Of those among all reports."""
     is_baseline: bool = False
@@ -78,7 +78,7 @@ class Point:
         return Measured(mean(values), of_items if of_seeds is None else of_seeds, hypot(*parts) if parts else None)
 
 
-def points(reports: Sequence[Report]) -> list[Point]:
+def points(reports: Sequence[RunReport]) -> list[Point]:
     """The points: unpruned first, then by rising sparsity, methods in the order given, settings in order.
 
     The unpruned model that was measured beside the runs is one of them, unless a run of its own has measured it.
@@ -107,7 +107,7 @@ def points(reports: Sequence[Report]) -> list[Point]:
     return found
 
 
-def _untouched(report: Report) -> bool:
+def _untouched(report: RunReport) -> bool:
     pruned = report["sparsity"]["achieved"] or report["experts"]["ratio"]
     return not (pruned or report.get("recovery") or report.get("skipping"))
 

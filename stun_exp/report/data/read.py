@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.schema import why_unusable
 from stun_exp.utils.json_files import find, read_json, with_numbers
 
@@ -13,7 +13,7 @@ from stun_exp.utils.json_files import find, read_json, with_numbers
 class ReportedRun(NamedTuple):
     """One run's report, and where it was found."""
 
-    report: Report
+    report: RunReport
     where: str
     folder: Path | None
     """The run's own, with its samples; None for a report from a list of them."""

@@ -4,21 +4,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stun_exp.state.finished import WITHOUT_EFFECT
+from stun_exp.config.settings import WITHOUT_EFFECT
 
-Report = Mapping[str, Any]
+RunReport = Mapping[str, Any]
 NOT_OF_A_POINT = (*WITHOUT_EFFECT, "name", "seed", "save", "export", "eval")
 """Settings that tell no points apart: they move no figure, or have a place of their own, or may not differ at all."""
 IN_OTHER_COLUMNS = ("sparsity", "expert_pruner.ratio")
 """Settings that a table shows by what they led to."""
 
 
-def identity(report: Report) -> str:
+def identity(report: RunReport) -> str:
     """What runs of one point have in common: the name, and every setting that could move a figure."""
     return json.dumps([report["name"], sorted(flat_settings(report).items())])
 
 
-def shown_settings(reports: Sequence[Report]) -> dict[str, str]:
+def shown_settings(reports: Sequence[RunReport]) -> dict[str, str]:
     """Settings that tell runs of one name apart -> what to call them: without a column their rows would look alike.
 
     The choice of a group (`calibration: c4`) stands for all settings that it brings.
@@ -50,7 +50,7 @@ def shown_settings(reports: Sequence[Report]) -> dict[str, str]:
     return {key: end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)}
 
 
-def flat_settings(report: Report) -> dict[str, str]:
+def flat_settings(report: RunReport) -> dict[str, str]:
     """Every setting that tells points apart, by dotted name, and Hydra's choices of the groups among them, as text.
 
     A component's own seed is none where it follows the run's.
@@ -70,7 +70,7 @@ def leaves(node: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for inner, value in inside for name, leaf in leaves(value, inner).items()}
 
 
-def _follows_seed(key: str, value: Any, report: Report) -> bool:
+def _follows_seed(key: str, value: Any, report: RunReport) -> bool:
     return key.endswith(".seed") and value == report["seed"]
 
 

@@ -6,7 +6,7 @@ from re import split
 from typing import Any
 
 from stun_exp.report.data.points import Point, points
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 
 SPARSITY, RATIO = "sparsity", "expert_pruner.ratio"
 """The settings for what goes in total, and of the experts."""
@@ -33,9 +33,9 @@ class Group:
     points: list[Point]
 
 
-def studies(reports: Sequence[Report]) -> list[Study]:
+def studies(reports: Sequence[RunReport]) -> list[Study]:
     """A study for each model, in the order of the reports; ValueError if two runs are the same."""
-    by_model: dict[tuple[str, int], list[Report]] = {}
+    by_model: dict[tuple[str, int], list[RunReport]] = {}
     for report in reports:
         by_model.setdefault((report["model"]["source"], report["model"]["params_before"]), []).append(report)
     of_models = [points(runs) for runs in by_model.values()]

@@ -7,7 +7,7 @@ from statistics import mean
 from stun_exp.report.data.forms import LARGEST_NUMBER
 from stun_exp.report.data.metrics import scale_and_digits
 from stun_exp.report.data.points import Point
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.studies import (
     RATIO,
     SPARSITY,
@@ -186,7 +186,7 @@ def _percent_by_experts(point: Point) -> float:
     return 100 * mean(_by_experts(report) for report in point.reports)
 
 
-def _by_experts(report: Report) -> float:
+def _by_experts(report: RunReport) -> float:
     layers = report["sparsity"]["per_layer"]
     removed, zeros = (sum(layer[what] for layer in layers) for what in ("removed", "zeros"))
     return float(removed / (removed + zeros or 1))

@@ -21,7 +21,7 @@ from stun_exp.report.figures.spec import (
     mean_of_seeds,
 )
 
-STAGES = {"before": "dense", "experts": "experts\npruned", "weights": "weights\npruned"}
+KURTOSIS_STAGES = {"before": "dense", "experts": "experts\npruned", "weights": "weights\npruned"}
 
 
 def cost(study: Study, qualities: Sequence[Quality]) -> Iterator[FigureSpec]:
@@ -84,9 +84,9 @@ def kept(study: Study) -> Iterator[FigureSpec]:
 def kurtosis(study: Study) -> Iterator[FigureSpec]:
     """Of the weights that each stage leaves."""
     points, said = _at_one_sparsity(study)
-    stages = Axis("", "names", {float(place): stage for place, stage in enumerate(STAGES.values())})
+    stages = Axis("", "names", {float(place): stage for place, stage in enumerate(KURTOSIS_STAGES.values())})
     spots = {
-        group.name: [(float(place), _kurtosis(group.points[0], stage)) for place, stage in enumerate(STAGES)]
+        group.name: [(float(place), _kurtosis(group.points[0], stage)) for place, stage in enumerate(KURTOSIS_STAGES)]
         for group in together(points)
     }
     drawn, lacking = drawn_lines(study, spots)

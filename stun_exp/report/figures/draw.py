@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from stun_exp.report.data.metrics import headlines
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.studies import Study, studies
 from stun_exp.report.figures import by_benchmark as by_benchmark
 from stun_exp.report.figures import by_model as by_model
@@ -27,7 +27,7 @@ class Figure:
     svg: str
 
 
-def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
+def draw_figures(reports: Sequence[RunReport], folder: str) -> list[Figure]:
     """The figures, in the order to show them, each model's its own.
 
     Args:
@@ -48,14 +48,14 @@ def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
     return _drawn(specs, folder)
 
 
-def draw_figures_over_models(reports: Sequence[Report], folder: str) -> list[Figure]:
+def draw_figures_over_models(reports: Sequence[RunReport], folder: str) -> list[Figure]:
     """The figures that have all models in them; arguments and errors as for those of one."""
     found = [study for study in studies(reports) if study.points]
     of_each = (by_model.by_experts(found, quality) for quality in _qualities(reports))
     return _drawn(chain.from_iterable(of_each), folder)
 
 
-def _qualities(reports: Sequence[Report]) -> list[Quality]:
+def _qualities(reports: Sequence[RunReport]) -> list[Quality]:
     return [Quality(key, task) for key, task in headlines(reports).items()]
 
 

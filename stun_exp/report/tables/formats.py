@@ -29,7 +29,8 @@ def latex(table: ResultsTable, caption: str) -> str:
 
     cells = [[_cell(cell) for cell in row] for row in table.cells]
     style = DataFrame(cells, columns=range(len(table.columns))).style.hide(axis="index")
-    style.format_index(lambda place: _escaped(table.columns[place]), axis="columns")  # names may be equal, or hold {}
+    headings: dict[object, str] = {place: _escaped(column) for place, column in enumerate(table.columns)}
+    style.format_index(headings.__getitem__, axis="columns")  # by their places: two may be equal
     text: str = style.to_latex(
         hrules=True,
         column_format="".join("r" if number else "l" for number in table.numeric),

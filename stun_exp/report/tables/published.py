@@ -6,7 +6,7 @@ from statistics import mean
 
 from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Measured, Point, points
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.tables.published_rows import (
     SPARSITY_TOLERANCE,
     PublishedRow,
@@ -25,7 +25,7 @@ WITHIN = 1.96
 """Standard errors in which a difference is taken for noise: 95 % of a normal distribution."""
 
 
-def published_table(reports: Sequence[Report]) -> ResultsTable | None:
+def published_table(reports: Sequence[RunReport]) -> ResultsTable | None:
     """A row for each published figure of these runs' methods, on their model or in the toy version of their pack.
 
     Returns:

@@ -8,7 +8,7 @@ from typing import Any
 
 from stun_exp.report.data.metrics import headlines, lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Measured, Point, points
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.tables.table import Cell, ResultsTable
 
 COSTS = ("calibration passes", "selection (s)", "peak GiB", "total (s)")
@@ -18,7 +18,7 @@ CHARGED = (
 )
 
 
-def results_table(reports: Sequence[Report]) -> ResultsTable:
+def results_table(reports: Sequence[RunReport]) -> ResultsTable:
     """A row for each point: means over its seeds, accuracies in percent, perplexities as they are.
 
     Bold, for each benchmark, among points of one sparsity: the best, and what lies within one standard error of the
@@ -123,7 +123,7 @@ def _number(value: float, form: str) -> Cell:
     return Cell(form.format(value), value)
 
 
-def _notes(reports: Sequence[Report], found: Sequence[Point], several: bool, best: bool) -> list[str]:
+def _notes(reports: Sequence[RunReport], found: Sequence[Point], several: bool, best: bool) -> list[str]:
     notes = []
     if several:
         notes.append(

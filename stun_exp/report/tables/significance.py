@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Measured, Point, points
-from stun_exp.report.data.run_settings import Report
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.samples import SAMPLES, Items, check_same_items, read_samples
 from stun_exp.report.tables.paired import holm, paired_p
 from stun_exp.report.tables.results import column_names, figure_cell
@@ -35,7 +35,7 @@ class PointPair:
     """Of the runs among all reports."""
 
 
-def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]) -> ResultsTable | None:
+def significance_table(reports: Sequence[RunReport], folders: Sequence[Path | None]) -> ResultsTable | None:
     """A row for each two points of one sparsity that differ in one thing, method or setting; None if there are none.
 
     For each benchmark the difference of the figures, over the seeds that both have, and its p-value: of the exact
@@ -135,7 +135,7 @@ def _p_values(
     return p_values
 
 
-def _difference(key: str, pair: PointPair, reports: Sequence[Report]) -> Cell:
+def _difference(key: str, pair: PointPair, reports: Sequence[RunReport]) -> Cell:
     metrics = [(reports[a]["metrics"], reports[b]["metrics"]) for a, b in pair.places]
     if not all(key in a and key in b for a, b in metrics):
         return Cell("-")

@@ -16,7 +16,9 @@ from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.cli.main import CONF
 from stun_exp.moe.layers import Matrix, MoELayer
 from stun_exp.pipeline.budget import Scope
-from stun_exp.pipeline.prune import PrunedLayer, Pruning, WeightStage, prune_layers
+from stun_exp.pipeline.prune import Pruning, prune_layers
+from stun_exp.pipeline.prune_layer import PrunedLayer
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.magnitude import Magnitude
 from stun_exp.unstructured_pruner.masks import SquaredNorm

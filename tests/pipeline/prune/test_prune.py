@@ -13,7 +13,8 @@ from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.observe import observe
-from stun_exp.pipeline.prune import WeightStage
+from stun_exp.pipeline.prune_layer import parts_of
+from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.streaming.walk import Walk
 from stun_exp.unstructured_pruner.masks import SquaredNorm
 from stun_exp.unstructured_pruner.protocol import Task
@@ -237,7 +238,7 @@ def test_parts_leave_nothing_out(checkpoint: Checkpoint, recorder: Make) -> None
         stage = WeightStage(recorder(experts_at_once=experts_at_once), "decoder")
         for index in range(3):
             matrices = stage.matrices(checkpoint.read_layer(index))
-            parts = stage.parts(matrices)
+            parts = parts_of(stage.pruner, matrices)
             assert sorted(m.name for part in parts for m in part) == sorted(m.name for m in matrices)
 
 

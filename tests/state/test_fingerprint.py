@@ -7,8 +7,8 @@ from shutil import copytree
 import pytest
 
 import stun_exp
-from stun_exp.state import code
-from stun_exp.state.code import code_of, components, digests
+from stun_exp.state import fingerprint as module
+from stun_exp.state.fingerprint import components, digests, fingerprint
 
 WANDA, MAGNITUDE = "stun_exp.unstructured_pruner.wanda", "stun_exp.unstructured_pruner.magnitude"
 
@@ -17,25 +17,25 @@ WANDA, MAGNITUDE = "stun_exp.unstructured_pruner.wanda", "stun_exp.unstructured_
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the package, in which the code is looked up."""
     copy = Path(copytree(Path(stun_exp.__file__).parent, tmp_path / "stun_exp"))
-    original = code._file.__wrapped__
+    original = module._file.__wrapped__
 
     def moved(name: str) -> Path | None:
         found: Path | None = original(name)
         return found and copy / found.relative_to(Path(stun_exp.__file__).parent)
 
-    monkeypatch.setattr(code, "_file", moved)
+    monkeypatch.setattr(module, "_file", moved)
     yield copy
-    code._looked_at.cache_clear()
+    module._looked_at.cache_clear()
 
 
 def changes(package: Path, file: str, *modules: str) -> bool:
     """Whether a comment added to a file changes the code of modules."""
-    code._looked_at.cache_clear()
-    before = code_of(modules)
+    module._looked_at.cache_clear()
+    before = fingerprint(modules, {})
     with (package / file).open("a") as handle:
-        handle.write("# by hand\n")
-    code._looked_at.cache_clear()
-    return code_of(modules) != before
+        handle.write("BY_HAND = 1\n")
+    module._looked_at.cache_clear()
+    return fingerprint(modules, {}) != before
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_module_that_is_imported_by_its_name_counts(package: Path) -> None:
 def test_a_method_of_another_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs.py").write_text("from stun_exp.unstructured_pruner.masks import lowest\nimport json\n")
     monkeypatch.syspath_prepend(tmp_path)
-    code._file.cache_clear()
+    module._file.cache_clear()
     assert {"theirs", "stun_exp.unstructured_pruner.masks"} <= digests(["theirs"]).keys()
 
 

@@ -1,23 +1,17 @@
-"""Models are told apart by what is in them, and every tensor is looked at once."""
+"""Every tensor is looked at once: for numbers that are not finite, and for zeros."""
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stun_exp.checkpoint import identity as module
+from stun_exp.checkpoint.census import census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.identity import Digests, census_of
 from stun_exp.checkpoint.shards import SINGLE
-from stun_exp.state.cache import CacheFolder, NoCache, Store
-from stun_exp.utils.files import digest_of
-
-NOTHING_KEPT = Store(NoCache(), pytest.fail)
 
 
 def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -28,60 +22,6 @@ def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Pat
     save_file(tensors, folder / SINGLE, {"format": "pt"})
     os.utime(folder / SINGLE, ns=(about.st_atime_ns, about.st_mtime_ns))
     return folder
-
-
-def identity(folder: Path, store: Store = NOTHING_KEPT) -> dict[str, str]:
-    return Checkpoint(folder, None).identity(Digests(store).of)
-
-
-def test_two_models_of_one_size_and_time_are_two(mixtral_copy: Path, tmp_path: Path) -> None:
-    """As after tar, in an image, or after cp -p: it was by size and time that they were told apart."""
-    other = Path(copytree(mixtral_copy, tmp_path / "other"))
-    assert identity(mixtral_copy) == identity(other)
-    edited(other, lambda tensors: tensors["lm_head.weight"].mul_(2))
-    first, second = (folder / SINGLE for folder in (mixtral_copy, other))
-    assert (first.stat().st_size, first.stat().st_mtime_ns) == (second.stat().st_size, second.stat().st_mtime_ns)
-    assert identity(mixtral_copy) != identity(other)
-
-
-def test_weights_in_a_subfolder_count(mixtral_copy: Path) -> None:
-    """Those that the index names there."""
-    (mixtral_copy / "deep").mkdir()
-    (mixtral_copy / SINGLE).rename(mixtral_copy / "deep" / "w.safetensors")
-    keys = load_file(mixtral_copy / "deep" / "w.safetensors")
-    index = {"weight_map": dict.fromkeys(keys, "deep/w.safetensors")}
-    (mixtral_copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "deep/w.safetensors" in identity(mixtral_copy)
-
-
-def test_a_file_is_read_once_for_as_long_as_it_is_what_it_was(
-    mixtral_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Written to, replaced, or with its times put back, it is read again."""
-    monkeypatch.setattr(module, "SETTLED", -1e9)  # as if all had been left alone for long
-    store, read = Store(CacheFolder(path=str(tmp_path / "cache"), max_entry_gb=1.0), pytest.fail), list[Path]()
-    monkeypatch.setattr(module, "digest_of", lambda file: (read.append(file), digest_of(file))[1])
-    weights = mixtral_copy / SINGLE
-    first = Digests(store).of(weights)
-    assert Digests(store).of(weights) == first == digest_of(weights)
-    assert read == [weights]
-    edited(mixtral_copy, lambda tensors: tensors["lm_head.weight"].mul_(2))
-    second = Digests(store).of(weights)
-    assert second == digest_of(weights) != first
-    about = weights.stat()
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    os.utime(weights, ns=(about.st_atime_ns, about.st_mtime_ns))
-    assert Digests(store).of(weights) not in (first, second)
-
-
-def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written again within a tick of the disk's clock it would look the same."""
-    store = Store(CacheFolder(path=str(tmp_path / "cache"), max_entry_gb=1.0), pytest.fail)
-    (tmp_path / "x").write_text("1")
-    Digests(store).of(tmp_path / "x")
-    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
@@ -106,14 +46,14 @@ def test_a_number_that_is_none_is_found_wherever_it_is(mixtral_copy: Path, key: 
     checkpoint = Checkpoint(edited(mixtral_copy, spoil), None)
     where = f"layer {key.split('.')[2]}'s " if ".layers." in key else key
     with pytest.raises(ValueError, match=rf"{where}.* holds NaN or infinity \(read in float32\)"):
-        census_of(checkpoint, {}, NOTHING_KEPT)
+        census_of(checkpoint)
 
 
 def test_a_number_too_large_for_the_precision_is_found(mixtral_copy: Path) -> None:
     folder = edited(mixtral_copy, lambda tensors: tensors["lm_head.weight"].fill_(1e5))
-    census_of(Checkpoint(folder, torch.bfloat16), {}, NOTHING_KEPT)
+    census_of(Checkpoint(folder, torch.bfloat16))
     with pytest.raises(ValueError, match=r"read in float16"):
-        census_of(Checkpoint(folder, torch.float16), {}, NOTHING_KEPT)
+        census_of(Checkpoint(folder, torch.float16))
 
 
 def test_zeros_are_counted_where_they_are(mixtral_copy: Path) -> None:
@@ -124,22 +64,13 @@ def test_zeros_are_counted_where_they_are(mixtral_copy: Path) -> None:
         tensors["model.layers.1.input_layernorm.weight"][:2] = 0
         tensors["lm_head.weight"][0] = 0
 
-    census = census_of(Checkpoint(edited(mixtral_copy, zero), None), {}, NOTHING_KEPT)
+    census = census_of(Checkpoint(edited(mixtral_copy, zero), None))
     assert {name: zeros for name, zeros in census.layers[1].matrices.items() if zeros} == {
         "mlp.experts.3.down_proj": 7,
         "mlp.experts.3.up_proj": 5,
         "self_attn.q_proj": 3,
     }
     assert (census.layers[1].others, census.outside, census.layers[0].others) == (2, 16, 0)
-
-
-def test_a_model_is_looked_through_once_for_all_runs(mixtral: Checkpoint, tmp_path: Path) -> None:
-    store = Store(CacheFolder(path=str(tmp_path), max_entry_gb=1.0), pytest.fail)
-    of = {"model": "x"}
-    first = census_of(mixtral, of, store)
-    gone = Checkpoint(mixtral.path, None)
-    gone.read_layer = lambda *_: pytest.fail("it was read again")  # type: ignore[method-assign]
-    assert census_of(gone, of, store) == first
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])

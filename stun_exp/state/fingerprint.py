@@ -1,9 +1,11 @@
-"""Which code decided a result: what another version of it computed is not taken for what this one would.
+"""What a value depends on: settings, code, versions of libraries and inputs, in one fingerprint.
 
-A module counts with all that it imports, of this package or of the one that a user's own method is in. What only shows,
-tracks or keeps results decides none of them, and is left out: editing a plot makes nothing new.
+Journal, cache and "already complete" go by it. A module counts with all that it imports, of this package or of the one
+that a user's own method is in, as Python compiles it: comments, docstrings and the layout of the text do not count.
+What only shows, tracks or keeps results decides none of them, and is left out: editing a plot recomputes nothing.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -11,30 +13,51 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 LIBRARIES = ("torch", "transformers")
-"""Those that can move a bit of a result, besides lm-eval, which has a place of its own."""
+"""Those that can move a bit of a result, besides lm-eval, which counts where benchmarks are run."""
 DECIDES_NOTHING = frozenset(
     f"stun_exp.{name}"
     for name in (
-        *("__main__", "cli", "config", "inspection", "report", "tracker", "pipeline.model_card", "pipeline.dry_run"),
+        *("__main__", "api", "cli", "config", "inspection", "report", "tracker"),
+        *(f"pipeline.{name}" for name in ("context", "dry_run", "model_card", "preflight", "provenance")),
         *(
             f"state.{name}"
-            for name in ("cache", "code", "failures", "finished", "journal", "ledger", "lock", "ownership")
+            for name in ("artifacts", "cache", "costs", "failures", "finished", "fingerprint", "journal")
         ),
-        *(f"utils.{name}" for name in ("markdown", "paths", "progress")),
+        *(f"state.{name}" for name in ("lock", "log", "ownership")),
+        *(f"utils.{name}" for name in ("markdown", "names", "paths", "progress")),
     )
 )
 """Modules and packages that are never part of a result's code."""
+_FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t]+.*\n|\n)+", re.MULTILINE)
+"""Imports that are never run."""
 _BY_NAME = re.compile(r"""import_module\(f["']([\w.]+)\.\{""")
 """A package of which some module is imported, which one being known when it runs: all of them count."""
 _IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n#]*)|import\s+([\w.]+))", re.MULTILINE)
 
 
-def made_by(*modules: str) -> dict[str, str]:
+def fingerprint(modules: Iterable[str], parts: Mapping[str, Any]) -> str:
+    """The sha256 of all that a value depends on.
+
+    Args:
+        modules: The modules that compute it; what they import counts too.
+        parts: Everything else, as plain data: settings and the fingerprints of inputs.
+    """
+    depends_on = {"code": digests(modules), "versions": versions(), **parts}
+    return sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that every result depends on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def made_by(*modules: str) -> dict[str, Any]:
     """What a value depends on besides what is said of it: the code that computed it, and the libraries' versions."""
-    return {"code": code_of(modules), **{name: version(name) for name in LIBRARIES}}
+    return {"code": fingerprint(modules, {})}
 
 
 def components(settings: Any) -> list[str]:
@@ -43,11 +66,6 @@ def components(settings: Any) -> list[str]:
         return []
     own = [str(settings["_target_"]).rpartition(".")[0]] if "_target_" in settings else []
     return own + [module for value in settings.values() for module in components(value)]
-
-
-def code_of(modules: Iterable[str]) -> str:
-    """The sha256 of the code of some modules and of all that they import."""
-    return sha256(repr(sorted(digests(modules).items())).encode()).hexdigest()
 
 
 def digests(modules: Iterable[str]) -> dict[str, str]:
@@ -75,13 +93,34 @@ def _looked_at(file: Path, package: str) -> tuple[str, tuple[str, ...]]:
     what was read when it started.
     """
     content = file.read_bytes()
-    text = content.decode(errors="replace")
+    text = _FOR_TYPES.sub("", content.decode(errors="replace"))
     names = [module for within in _BY_NAME.findall(text) for module in _modules_in(within)]
     for source, members, whole in _IMPORT.findall(text):
         if (source or whole).partition(".")[0] in (package, "stun_exp"):
             inside = (member.split(" as ")[0].strip() for member in members.strip("()").split(","))
             names += [source or whole, *(f"{source}.{member}" for member in inside if member and source)]
-    return sha256(content).hexdigest()[:16], tuple(names)
+    return _digest(content), tuple(names)
+
+
+def _digest(content: bytes) -> str:
+    """Of a file's code without comments, docstrings and assertions; of its bytes if it is not Python."""
+    try:
+        # Three times as fast as to write out the syntax tree.
+        code = compile(content, "", "exec", dont_inherit=True, optimize=2)
+    except (SyntaxError, ValueError):
+        return sha256(content).hexdigest()[:16]
+    return sha256(repr(_plain(code)).encode()).hexdigest()[:16]
+
+
+def _plain(constant: Any) -> Any:
+    """A constant of compiled code, or the code itself without the lines that it is on."""
+    if isinstance(constant, CodeType):
+        names = (constant.co_name, constant.co_names, constant.co_varnames, constant.co_freevars, constant.co_cellvars)
+        counts = (constant.co_argcount, constant.co_kwonlyargcount, constant.co_posonlyargcount, constant.co_flags)
+        return constant.co_code, constant.co_exceptiontable, names, counts, _plain(constant.co_consts)
+    if isinstance(constant, frozenset):  # in another order in each process
+        return sorted(map(repr, constant))
+    return tuple(map(_plain, constant)) if isinstance(constant, tuple) else constant
 
 
 def _modules_in(package: str) -> list[str]:

@@ -6,9 +6,10 @@ import pytest
 
 from stun_exp.cli.check import check
 from stun_exp.cli.main import CONF
+from stun_exp.config.build import ConfigError
 from stun_exp.config.component import Component
-from stun_exp.config.kinds import lacking, members
-from stun_exp.config.settings import ConfigError, Settings, kinds
+from stun_exp.config.settings import Settings
+from stun_exp.config.slots import kinds_of, lacking, members
 from stun_exp.state.cache import NoCache
 
 
@@ -23,14 +24,14 @@ class Kind(Protocol):
 
 def test_every_component_of_a_run_is_of_a_kind() -> None:
     places = {file.parent.name for file in CONF.glob("*/*.yaml")} & Settings.model_fields.keys()
-    assert kinds().keys() == places
-    assert all(members(kind) for kind in kinds().values())
+    assert kinds_of(Settings).keys() == places
+    assert all(members(kind) for kind in kinds_of(Settings).values())
 
 
-@pytest.mark.parametrize("place", kinds())
-@pytest.mark.parametrize("target", ["stun_exp.state.cache.NoCache", "stun_exp.tracker.wandb.NoTracker"])
+@pytest.mark.parametrize("place", kinds_of(Settings))
+@pytest.mark.parametrize("target", ["stun_exp.state.cache.NoCache", "stun_exp.tracker.none.NoTracker"])
 def test_a_component_made_for_another_place_is_told(place: str, target: str) -> None:
-    own = {"stun_exp.state.cache.NoCache": "cache", "stun_exp.tracker.wandb.NoTracker": "tracker"}[target]
+    own = {"stun_exp.state.cache.NoCache": "cache", "stun_exp.tracker.none.NoTracker": "tracker"}[target]
     if place == own:
         return
     with pytest.raises(ConfigError) as error:
@@ -63,5 +64,5 @@ def test_a_setting_is_no_method_and_what_is_left_to_subclasses_is_lacking() -> N
 
     assert lacking(Setting, Kind) == ["work"]
     base: Any = Wanda.__mro__[1]
-    assert "saliency" in lacking(base, kinds()["unstructured_pruner"])
-    assert lacking(NoCache, kinds()["cache"]) == []
+    assert "saliency" in lacking(base, kinds_of(Settings)["unstructured_pruner"])
+    assert lacking(NoCache, kinds_of(Settings)["cache"]) == []

@@ -1,11 +1,13 @@
-"""What a component must have to fit a place in the settings."""
+"""The places for components in the settings, and what a component must have to fit one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import get_annotations
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from stun_exp.config.component import Component
 
@@ -14,10 +16,29 @@ _HAVE_NOTHING = {object, *BaseModel.__mro__, Component}
 
 
 @dataclass(frozen=True)
-class Fits:
-    """Beside a field's type: the protocol, or the plainest class, whose public members a component there must have."""
+class Slot:
+    """Marks a field that takes a component; it must have the public members of the field's type."""
 
-    kind: type
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # What else it must be, `misfit` says in words of our own.
+        return core_schema.is_instance_schema(Component)
+
+
+@dataclass(frozen=True)
+class Since:
+    """Says which stage of a run a setting affects first, with all that come after it; None for no result at all."""
+
+    stage: str | None
+
+
+def kinds_of(settings: type[Component]) -> dict[str, type]:
+    """For each slot of the settings, the type whose members a component there must have."""
+    slots: dict[str, type] = {}
+    for name, field in settings.model_fields.items():
+        if any(isinstance(mark, Slot) for mark in field.metadata):
+            assert isinstance(field.annotation, type)
+            slots[name] = field.annotation
+    return slots
 
 
 @cache

@@ -1,0 +1,85 @@
+"""report.json: all that a run found, in one file that is written last."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from stun_exp.checkpoint.writer import CARD
+from stun_exp.moe.plan import Plan
+from stun_exp.pipeline.context import RunContext
+from stun_exp.pipeline.evaluate import EvaluationResult
+from stun_exp.pipeline.inputs import Inputs
+from stun_exp.pipeline.model_card import command_of, model_card
+from stun_exp.pipeline.provenance import provenance
+from stun_exp.pipeline.prune import Prepared, Written
+from stun_exp.pipeline.skip import Threshold, skipping_json
+from stun_exp.pipeline.verify import WrittenCheckpoint
+from stun_exp.state.artifacts import CHECKPOINT, REPORT, SCHEMA
+from stun_exp.state.finished import kept_files
+from stun_exp.state.ownership import remove
+from stun_exp.utils.files import write_file
+from stun_exp.utils.json_files import write_json
+
+Report = dict[str, Any]
+
+
+def report_of(
+    prepared: Prepared,
+    written: Written,
+    on_disk: WrittenCheckpoint,
+    recovery: dict[str, Any] | None,
+    exported: dict[str, Any] | None,
+    thresholds: Mapping[int, Threshold],
+    measured: EvaluationResult,
+    unpruned: EvaluationResult | None,
+) -> Report:
+    """The report of a run that has gone through all its stages."""
+    run, inputs = prepared.run, prepared.inputs
+    per_layer = [layer.measured for layer in prepared.allocated.layers]
+    return {
+        "schema": SCHEMA,
+        "name": run.settings.name,
+        "seed": run.settings.seed,
+        "fingerprint": run.fingerprint("report"),
+        "choices": dict(run.choices),
+        "settings": run.spec.config,
+        "model": _model(run, inputs, on_disk),
+        "experts": _experts(prepared.plan),
+        "sparsity": on_disk.sparsity,
+        "diagnostics": written.diagnostics.whole().json(per_layer),
+        "recovery": recovery,
+        "export": exported,
+        "skipping": skipping_json(thresholds, measured.skips),
+        "memory": [asdict(part) for part in measured.memory],
+        "metrics": measured.json(),
+        "baseline": unpruned and {"metrics": unpruned.json()},
+        "cost": run.costs.json(),
+        "warnings": run.warnings,
+        "provenance": provenance(run.device, inputs.tokens.sha256) | {"code": run.code()},
+    }
+
+
+def leave_report(run: RunContext, report: Report, on_disk: WrittenCheckpoint) -> None:
+    """Writes the report, with which the run is over; keeps the checkpoint with its card, or removes it."""
+    write_json(run.out / "sparsity.json", report["sparsity"])
+    if run.keeps_checkpoint:
+        write_file(run.out / CHECKPOINT / CARD, [model_card(report, command_of(run.out)).encode()])
+        run.note_kept(kept_files(run.out, on_disk.digest))
+    write_json(run.out / REPORT, report)
+    if not run.keeps_checkpoint:
+        remove(run.out, [name for name in run.journal.own if name.startswith(f"{CHECKPOINT}/")])
+
+
+def _model(run: RunContext, inputs: Inputs, on_disk: WrittenCheckpoint) -> dict[str, Any]:
+    return {
+        "source": run.settings.model.path,
+        "model_type": inputs.checkpoint.config.model_type,
+        "params_before": inputs.checkpoint.num_parameters,
+        "params_after": on_disk.checkpoint.num_parameters,
+    }
+
+
+def _experts(plan: Plan) -> dict[str, Any]:
+    before = [layer.num_experts for layer in plan.layers]
+    after = list(plan.num_kept.values())
+    return {"before": before, "after": after, "ratio": 1 - sum(after) / sum(before)}
