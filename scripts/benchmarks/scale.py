@@ -173,7 +173,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def timed_method(owner: type | ModuleType, name: str, seconds: dict[str, float], what: str) -> None:
-    """Adds up the seconds of a class's method or a module's function, unless another that counts for the same calls it."""
+    """Adds up the seconds of a method or a function, unless another that counts for the same calls it."""
     method: Callable[..., Any] = getattr(owner, name)
 
     @wraps(method)
