@@ -28,9 +28,10 @@ test: $(READY) ## Run the tests
 test-kernels: $(READY) ## Run the tests that compute with the kernels of other processors, on one and two threads
 	scripts/test_kernels.sh $(TESTS)
 
-lint: $(READY) ## Check style and format
+lint: $(READY) ## Check style, format and the arrows between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(READY) ## Check types
 	$(BIN)/mypy

@@ -177,7 +177,8 @@ def _specs(given: Mapping[str, Any], out: Path | None) -> "tuple[list[RunSpec], 
 
     before = HydraConfig.instance().cfg
     try:
-        cfg, choices = composed_of([f"{key}={_typed(value)}" for key, value in given.items()], CONF, out)
+        typed = [f"{key}={value if (CONF / key).is_dir() else _typed(value)}" for key, value in given.items()]
+        cfg, choices = composed_of(typed, CONF, out)
         return specs_from(cfg, out or Path()), choices
     finally:
         HydraConfig.instance().cfg = before
@@ -198,10 +199,7 @@ def _typed(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_typed, value))}]"
-    text = str(value)
-    if text.replace("_", "").replace("/", "").isalnum() and text.isascii() and not text.isdecimal():
-        return text  # the name of a choice, which may not be in quotes
-    escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
+    escaped = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
     return f"'{escaped}{chr(92) if escaped.endswith(chr(92)) else ''}'"
 
 

@@ -71,7 +71,7 @@ class RunContext:
     @contextmanager
     def open(cls, spec: RunSpec, choices: Mapping[str, str | None]) -> "Iterator[RunContext]":
         """A run that holds its folder, which is made, inside the block; ValueError if another process holds it."""
-        spec.out.mkdir(exist_ok=True)
+        spec.out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(run_lock(spec.out))
             stack.enter_context(logging_on())

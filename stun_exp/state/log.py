@@ -60,6 +60,12 @@ class RunLog:
 class _File(logging.FileHandler):
     """A file whose disk may be full: the run goes on without."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it cannot even be opened
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.filters:
             console.print(f"warning: {self.baseFilename} cannot be written; the run goes on", style="yellow")

@@ -4,12 +4,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stun_exp.state import fingerprint
 from stun_exp.state.lock import run_lock
 
 Go = Callable[..., dict[str, Any]]
@@ -116,3 +117,42 @@ def test_the_lock_of_a_dead_process_is_no_obstacle(interrupted: Path, go: Go) ->
     assert holder["pid"] != os.getpid()
     go()
     assert json.loads((interrupted / "run.lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("edited", "decided_again", "layers"),
+    [
+        ("unstructured_pruner.wanda", ["allocate"], [0, 1, 2]),  # OWL goes by its saliencies
+        ("pipeline.prune_layer", [], [0, 1, 2]),
+        ("expert_pruner.stun.stun", ["experts", "allocate"], [0, 1, 2]),
+        ("evaluation.harness", [], [2]),
+    ],
+)
+def test_what_other_code_has_made_is_made_again_and_no_more(
+    edited: str,
+    decided_again: list[str],
+    layers: list[int],
+    interrupted: Path,
+    go: Callable[..., dict[str, Any]],
+    decided: list[str],
+    prunings: list[int],
+    undisturbed: Path,
+    content: Callable[[Path], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The code of a module is another when the run goes on; what it gives is not, so the bytes stay."""
+    original = fingerprint.digests
+
+    def digests(modules: Iterable[str]) -> dict[str, str]:
+        found = original(modules)
+        return found | {name: "0" * 16 for name in found if name == f"stun_exp.{edited}"}
+
+    for place in ("state.fingerprint", "pipeline.context"):
+        monkeypatch.setattr(f"stun_exp.{place}.digests", digests)
+    decided.clear()
+    prunings.clear()
+    report = go()
+    assert (decided, prunings) == (decided_again, layers)
+    told = [text for text in report["warnings"] if "changed since the run was interrupted" in text]
+    assert [f"stun_exp.{edited}: " in text for text in told] == ([] if edited == "evaluation.harness" else [True])
+    assert content(interrupted / "checkpoint") == content(undisturbed)
