@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stun_exp.config.component import Component
-from stun_exp.evaluation.harness import BUNDLED, Figures, Loaded, digest, load, measure, quiet, rehearse
-from stun_exp.utils.paths import is_folder
+from stun_exp.evaluation.harness import Loaded, digest, load, measure, quiet, rehearse
+from stun_exp.evaluation.records import Benchmark, EvalResult
 
 if TYPE_CHECKING:
     import torch
@@ -19,25 +19,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["hf", "vllm"]
 DeviceMap = Literal["none", "auto"]
-
-
-class Benchmark(Component):
-    """One lm-eval task or group: which, with how many shots, and which of its metrics is the headline."""
-
-    task: str
-    include: str | None
-    """Folder of the task's YAML file, `bundled:toy`, or null for lm-eval's own tasks."""
-    num_fewshot: int = Field(ge=0)
-    metric: str
-    """As lm-eval names it: metric,filter."""
-
-    @field_validator("include")
-    @classmethod
-    def _is_there(cls, include: str | None) -> str | None:
-        """`include`, if a folder is where it says."""
-        if include not in (None, BUNDLED) and not is_folder(str(include)):
-            raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED}, or null for lm-eval's")
-        return include
 
 
 class NoEvaluation(Component):
@@ -113,10 +94,10 @@ class Prepared:
             ],
         }
 
-    def evaluate(self, model: "PreTrainedModel", tokenizer: Any, device: "torch.device") -> Figures:
+    def evaluate(self, model: "PreTrainedModel", tokenizer: Any, device: "torch.device") -> EvalResult:
         """Every metric that the tasks define of a model in memory."""
         if not self.benchmarks:
-            return Figures({}, [])
+            return EvalResult({}, [])
         from lm_eval.models.huggingface import HFLM
 
         kind = "seq2seq" if model.config.is_encoder_decoder else "causal"
@@ -125,7 +106,7 @@ class Prepared:
         )
         return self._measure(lm)
 
-    def evaluate_in_vllm(self, folder: Path, dtype: "torch.dtype", num_gpus: int) -> Figures:
+    def evaluate_in_vllm(self, folder: Path, dtype: "torch.dtype", num_gpus: int) -> EvalResult:
         """The same of a model on disk, with its own tokenizer, that vLLM reads by itself and spreads over GPUs."""
         from lm_eval.models.vllm_causallms import VLLM
 
@@ -133,12 +114,12 @@ class Prepared:
         dtype_name = str(dtype).removeprefix("torch.")
         return self._measure(quiet(VLLM)(pretrained=str(folder), dtype=dtype_name, tensor_parallel_size=num_gpus))
 
-    def _measure(self, lm: Any) -> Figures:
+    def _measure(self, lm: Any) -> EvalResult:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
-        figures = Figures({}, [])
+        result = EvalResult({}, [])
         for benchmark, loaded in self.benchmarks:
             found = measure(benchmark, loaded, lm, self.limit)
-            figures.metrics.update(found.metrics)
-            figures.samples.extend(found.samples)
+            result.metrics.update(found.metrics)
+            result.samples.extend(found.samples)
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        return figures
+        return result

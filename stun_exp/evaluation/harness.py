@@ -6,48 +6,10 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stun_exp.evaluation.records import BUNDLED, Benchmark, EvalResult, Metric, Sample
 from stun_exp.toy import TASKS
-
-if TYPE_CHECKING:
-    from stun_exp.evaluation.benchmarks import Benchmark
-
-BUNDLED = "bundled:toy"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of one benchmark, with what moves it."""
-
-    value: float
-    stderr: float | None
-    num_samples: int
-    num_fewshot: int
-    task_version: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One item of one benchmark: what tells it from others, and how the model did on it."""
-
-    benchmark: str
-    task: str
-    """The benchmark, or one of those that it is a group of."""
-    metric: str
-    doc: int
-    hash: str
-    """Of the item and of all that the model was shown for it."""
-    value: float
-    """The metric's; for perplexities and bits the item's negative log-likelihood, in nats."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What benchmarks say of a model: metrics as `task/metric,filter`, and the items that they are made of."""
-
-    metrics: dict[str, Metric]
-    samples: list[Sample]
 
 
 @dataclass(frozen=True)
@@ -62,7 +24,7 @@ class Loaded:
         return self.groups.get(name) or self.tasks[name]
 
 
-def load(benchmark: "Benchmark") -> Loaded:
+def load(benchmark: Benchmark) -> Loaded:
     from lm_eval.tasks import TaskManager
 
     # lm-eval warns of defaults that tasks rely on; hub clients tell every retry of what is told below.
@@ -103,7 +65,7 @@ def _lacks_data(error: BaseException | None) -> bool:
     return False
 
 
-def rehearse(benchmark: "Benchmark", loaded: Loaded) -> None:
+def rehearse(benchmark: Benchmark, loaded: Loaded) -> None:
     """ValueError if the benchmark could not be measured as it is set: another metric, too many shots, a broken task.
 
     One item of each task goes through lm-eval, with a stand-in for the model: what would fail after hours fails now.
@@ -120,7 +82,7 @@ def rehearse(benchmark: "Benchmark", loaded: Loaded) -> None:
         raise _unmeasurable(benchmark, error) from error
 
 
-def _unmeasurable(benchmark: "Benchmark", error: Exception) -> ValueError:
+def _unmeasurable(benchmark: Benchmark, error: Exception) -> ValueError:
     return ValueError(
         f"eval.benchmarks.{benchmark.task}: lm-eval fails on its first item with num_fewshot={benchmark.num_fewshot} "
         f"({_said(error)}); lower the shots, or look at the task's YAML file and functions"
@@ -131,7 +93,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
-def measure(benchmark: "Benchmark", loaded: Loaded, lm: Any, limit: int | None) -> Figures:
+def measure(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) -> EvalResult:
     from lm_eval import evaluator
 
     # What it notes of the machine: it asks pip and git for seconds, complains outside a repository, and asks the hub
@@ -173,7 +135,7 @@ def measure(benchmark: "Benchmark", loaded: Loaded, lm: Any, limit: int | None) 
     if f"{benchmark.task}/{benchmark.metric}" not in metrics:
         known = [key.partition("/")[2] for key in metrics if key.startswith(f"{benchmark.task}/")]
         raise ValueError(f"eval.benchmarks.{benchmark.task}.metric={benchmark.metric}: the task has {', '.join(known)}")
-    return Figures(
+    return EvalResult(
         metrics, [s for task, items in results["samples"].items() for s in _samples(benchmark.task, task, items)]
     )
 

@@ -11,7 +11,7 @@ from stun_exp.checkpoint.load import assemble
 from stun_exp.checkpoint.nf4 import PartMemory, check_memory, memory
 from stun_exp.checkpoint.placement import Places, find_places, free_memory, place_of
 from stun_exp.evaluation.benchmarks import Prepared
-from stun_exp.evaluation.harness import Metric, Sample
+from stun_exp.evaluation.records import Metric, Sample
 from stun_exp.moe.layers import layers_of
 from stun_exp.moe.skip import Skipped, skip_experts
 from stun_exp.pipeline.context import RunContext, Stage
@@ -26,7 +26,7 @@ from stun_exp.utils.json_files import write_json, write_json_lines
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluatedCheckpoint:
     """The metrics of a checkpoint, and how it was held while they were taken."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -41,13 +41,13 @@ class EvaluationResult:
         return {key: asdict(metric) for key, metric in self.metrics.items()}
 
 
-EVALUATE: Stage[EvaluationResult] = Stage("evaluate", warnings=lambda result: result.warnings)
-BASELINE: Stage[EvaluationResult | None] = Stage("baseline")
+EVALUATE: Stage[EvaluatedCheckpoint] = Stage("evaluate", warnings=lambda result: result.warnings)
+BASELINE: Stage[EvaluatedCheckpoint | None] = Stage("baseline")
 
 
 def evaluate_pruned(
     run: RunContext, inputs: Inputs, written: WrittenCheckpoint, betas: Mapping[int, float]
-) -> EvaluationResult:
+) -> EvaluatedCheckpoint:
     """The benchmarks of the written checkpoint; `betas` are the thresholds of the layers that skip experts."""
     result = _of_run(run, inputs, written.checkpoint, written.identity(), betas)
     write_json(run.out / "metrics.json", result.json())
@@ -55,7 +55,7 @@ def evaluate_pruned(
     return result
 
 
-def evaluate_unpruned(run: RunContext, inputs: Inputs) -> EvaluationResult | None:
+def evaluate_unpruned(run: RunContext, inputs: Inputs) -> EvaluatedCheckpoint | None:
     """The benchmarks of the model as it was, if that is asked for: measured once for all runs that share a cache."""
     if not inputs.benchmarks.baseline:
         return None
@@ -66,7 +66,7 @@ def evaluate_unpruned(run: RunContext, inputs: Inputs) -> EvaluationResult | Non
 
 def _of_run(
     run: RunContext, inputs: Inputs, checkpoint: Checkpoint, identity: Mapping[str, Any], betas: Mapping[int, float]
-) -> EvaluationResult:
+) -> EvaluatedCheckpoint:
     where = (inputs.tokenizer, run.device, run.in_nf4)
     return evaluate(inputs.benchmarks, checkpoint, identity, *where, betas, run.store, run.cost)
 
@@ -81,7 +81,7 @@ def evaluate(
     betas: Mapping[int, float],
     store: Store,
     cost: StageCost,
-) -> EvaluationResult:
+) -> EvaluatedCheckpoint:
     """The benchmarks' results for a checkpoint as it lies on disk; nothing is loaded for no benchmarks.
 
     What was measured before of a checkpoint of this `identity`, under equal circumstances, is taken from the `store`.
@@ -91,7 +91,7 @@ def evaluate(
         ValueError: 4 bits did not reach a layer, or the devices are too small together.
     """
     if not benchmarks.benchmarks:
-        return EvaluationResult()
+        return EvaluatedCheckpoint()
     key = {
         "checkpoint": identity,
         "dtype": str(checkpoint.dtype),
@@ -103,10 +103,10 @@ def evaluate(
         **benchmarks.depend_on(),
     }
 
-    def measure() -> EvaluationResult:
+    def measure() -> EvaluatedCheckpoint:
         return _measure(benchmarks, checkpoint, tokenizer, device, nf4, betas)
 
-    return computed_once(store, "evaluations", key, EvaluationResult, cost, measure)
+    return computed_once(store, "evaluations", key, EvaluatedCheckpoint, cost, measure)
 
 
 def _measure(
@@ -116,12 +116,12 @@ def _measure(
     device: torch.device,
     nf4: bool,
     betas: Mapping[int, float],
-) -> EvaluationResult:
+) -> EvaluatedCheckpoint:
     if benchmarks.backend == "vllm":
         torch.cuda.empty_cache()  # it takes its share of the whole GPU, and counts our unused pool as taken
         num_gpus = torch.cuda.device_count() if benchmarks.device_map == "auto" else 1
         figures = benchmarks.evaluate_in_vllm(checkpoint.path, checkpoint.dtype, max(num_gpus, 1))
-        return EvaluationResult(figures.metrics, figures.samples)
+        return EvaluatedCheckpoint(figures.metrics, figures.samples)
     places, warnings = _places(benchmarks, checkpoint, device, nf4)
     model = assemble(checkpoint, device, nf4, places=places)
     held = memory(layers_of(model, checkpoint.family), checkpoint.outlines) if nf4 else []
@@ -129,7 +129,7 @@ def _measure(
     with skip_experts(model, checkpoint.family, betas) as skips:
         figures = benchmarks.evaluate(model, tokenizer, device)
     skipped = {layer: skip.so_far() for layer, skip in skips.items()}
-    return EvaluationResult(figures.metrics, figures.samples, held, skipped, warnings)
+    return EvaluatedCheckpoint(figures.metrics, figures.samples, held, skipped, warnings)
 
 
 def _places(

@@ -41,7 +41,7 @@ class Inputs:
 
     def walk(self, run: "RunContext", what: str, plan: "Plan | None" = None, runs: bool = True, **more: Any) -> Walk:
         """A walk through the checkpoint on the calibration tokens, as the plan leaves it; `what` is for the screen."""
-        held = as_quantized if run.in_nf4 else as_it_is
+        precision = as_quantized if run.in_nf4 else as_it_is
         spill = run.settings.stream.spill(run.out)
         return Walk(
             self.checkpoint,
@@ -51,7 +51,7 @@ class Inputs:
             plan,
             runs,
             self.tokens.targets_BT,
-            held,
+            precision,
             spill,
             **more,
         )

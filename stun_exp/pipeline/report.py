@@ -7,7 +7,7 @@ from typing import Any
 from stun_exp.checkpoint.writer import CARD
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.context import RunContext
-from stun_exp.pipeline.evaluate import EvaluationResult
+from stun_exp.pipeline.evaluate import EvaluatedCheckpoint
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.model_card import command_of, model_card
 from stun_exp.pipeline.provenance import provenance
@@ -30,8 +30,8 @@ def report_of(
     recovery: dict[str, Any] | None,
     exported: dict[str, Any] | None,
     thresholds: Mapping[int, Threshold],
-    measured: EvaluationResult,
-    unpruned: EvaluationResult | None,
+    measured: EvaluatedCheckpoint,
+    unpruned: EvaluatedCheckpoint | None,
 ) -> Report:
     """The report of a run that has gone through all its stages."""
     run, inputs = prepared.run, prepared.inputs

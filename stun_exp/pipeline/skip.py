@@ -28,8 +28,10 @@ SKIP: Stage[dict[int, Threshold]] = Stage("skip")
 
 def skip(run: RunContext, inputs: Inputs, written: Checkpoint) -> dict[int, Threshold]:
     """The threshold of each layer that skips experts when the pruned model is used."""
-    held, targets_BT = as_quantized if run.in_nf4 else as_it_is, inputs.tokens.targets_BT
-    walk = Walk(written, inputs.tokens.batches_BT, run.device, "measuring gates", targets_BT=targets_BT, held=held)
+    precision, targets_BT = as_quantized if run.in_nf4 else as_it_is, inputs.tokens.targets_BT
+    walk = Walk(
+        written, inputs.tokens.batches_BT, run.device, "measuring gates", targets_BT=targets_BT, precision=precision
+    )
     thresholds = layer_thresholds(run.settings.skipping, inputs.gates, walk)
     if thresholds and run.keeps_checkpoint:
         run.warn("the written checkpoint does not skip: the thresholds are in report.json alone")

@@ -21,7 +21,7 @@ from stun_exp.state.statistics_cache import DenseInputs
 from stun_exp.streaming.recorder import Arguments, Recorder
 from stun_exp.utils.progress import track
 
-Held = Callable[[MoELayer], AbstractContextManager[None]]
+PrecisionContext = Callable[[MoELayer], AbstractContextManager[None]]
 """A block inside which a layer computes as if its weights were held otherwise, in 4 bits say."""
 
 
@@ -39,14 +39,14 @@ class Step:
         layer: MoELayer,
         hidden_BTD: list[Tensor],
         arguments: list[Arguments],
-        held: Held = as_it_is,
+        precision: PrecisionContext = as_it_is,
         spill: Spill = IN_MEMORY,
         dense: DenseInputs | None = None,
         num_layers: int = 1,
     ):
         self.layer = layer
         self.num_layers = num_layers
-        self.held = held
+        self.precision = precision
         self.spill = spill
         self.hidden_BTD = hidden_BTD
         self.dense = dense
@@ -68,7 +68,7 @@ class Step:
         """
         self.outputs_BTD, self.handed_on = [], []
         device = next(self.layer.module.parameters()).device
-        with self.held(self.layer):
+        with self.precision(self.layer):
             for hidden, (args, kwargs) in islice(zip(self.hidden_BTD, self._arguments, strict=True), batches):
                 output = self.layer.module(hidden.to(device), *args, **kwargs)
                 self.spill.keep(self.outputs_BTD, output[0] if isinstance(output, tuple) else output)
@@ -87,7 +87,7 @@ class Walk:
     layer that the caller changed (`Step.changed`) or has not run is run again when the walk goes on, so the next layer
     sees what its predecessors have become. Hidden states that take more room than `spill` allows lie in files.
     An encoder-decoder takes `targets_BT` besides: what its decoder reads of each batch. With `runs` off the layers are
-    only read and yielded, for work that looks at weights alone. `held` says how the weights are held while a layer
+    only read and yielded, for work that looks at weights alone. `precision` is how weights are held while a layer
     runs; the caller sees and changes the layer's own. `dense` is what is known of the layers' inputs, where these come
     through layers as the plan leaves them. `forward_passes` counts whole-model passes over all calibration tokens.
     """
@@ -101,7 +101,7 @@ class Walk:
         plan: Plan | None = None,
         runs: bool = True,
         targets_BT: Sequence[Tensor] = (),
-        held: Held = as_it_is,
+        precision: PrecisionContext = as_it_is,
         spill: Spill = IN_MEMORY,
         dense: DenseInputs | None = None,
     ):
@@ -115,7 +115,7 @@ class Walk:
         self.what = what
         self.edit: Callable[[MoELayer], None] = lambda layer: None
         self.runs = runs
-        self.held = held
+        self.precision = precision
         self.share = 1.0
         self.layer_passes = 0.0
         self._hidden_BTD: list[Tensor] = []
@@ -159,7 +159,7 @@ class Walk:
         layer.module.to(self.device)
         arguments = self._arguments.pop(layer.index)
         num_layers = self.checkpoint.num_layers
-        return Step(layer, self._hidden_BTD, arguments, self.held, self.spill, self.dense, num_layers)
+        return Step(layer, self._hidden_BTD, arguments, self.precision, self.spill, self.dense, num_layers)
 
     def end(self, step: Step) -> None:
         """Takes what the layer gives, as it is now, to the next one."""

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import assemble, load_pruned
-from stun_exp.evaluation.benchmarks import Benchmark, LMEval, NoEvaluation, Prepared
-from stun_exp.evaluation.harness import BUNDLED, Figures
+from stun_exp.evaluation.benchmarks import LMEval, NoEvaluation, Prepared
+from stun_exp.evaluation.records import BUNDLED, Benchmark, EvalResult
 from stun_exp.pipeline.backend import check_backend
-from stun_exp.pipeline.evaluate import EvaluationResult, evaluate
+from stun_exp.pipeline.evaluate import EvaluatedCheckpoint, evaluate
 from stun_exp.state.cache import CacheFolder, NoCache, Store
 from stun_exp.state.costs import StageCost
 from stun_exp.toy import WEIGHTS
@@ -38,7 +38,7 @@ def one(task: str, shots: int, metric: str, include: str | None = BUNDLED, **how
 
 
 def test_none_measures_nothing(toy: PreTrainedModel) -> None:
-    assert NoEvaluation(baseline=False).prepare().evaluate(toy, None, CPU) == Figures({}, [])
+    assert NoEvaluation(baseline=False).prepare().evaluate(toy, None, CPU) == EvalResult({}, [])
 
 
 def test_a_figure_carries_what_moves_it(toy: PreTrainedModel) -> None:
@@ -193,7 +193,7 @@ def test_an_encoder_decoder_generates_from_the_source(translator: tuple[PreTrain
 # --- What is measured is what was written
 
 
-def written_figures(folder: Path, device: torch.device = CPU, nf4: bool = False, **how: Any) -> EvaluationResult:
+def written_figures(folder: Path, device: torch.device = CPU, nf4: bool = False, **how: Any) -> EvaluatedCheckpoint:
     """Of the checkpoint in a folder: the perplexity of four texts, which any change of the weights moves."""
     benchmarks = one("toy_text", 0, "word_perplexity,none", **how).prepare()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -238,7 +238,7 @@ def test_without_benchmarks_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -
         evaluate(
             NoEvaluation(baseline=False).prepare(), written, {}, None, CPU, True, {0: 0.5}, NOTHING_KEPT, StageCost()
         )
-        == EvaluationResult()
+        == EvaluatedCheckpoint()
     )
 
 
@@ -317,7 +317,7 @@ def test_vllm_takes_one_gpu_or_all(
     vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr("stun_exp.evaluation.benchmarks.measure", lambda *_: Figures({}, []))
+    monkeypatch.setattr("stun_exp.evaluation.benchmarks.measure", lambda *_: EvalResult({}, []))
     written_figures(WEIGHTS, backend="vllm", device_map=device_map)
     assert [call["tensor_parallel_size"] for call in vllm_calls] == [used]
 
@@ -387,7 +387,7 @@ def test_equal_circumstances_are_measured_once(tmp_path: Path, monkeypatch: pyte
 
     def measured(
         identity: dict[str, Any], limit: int = 4, betas: dict[int, float] | None = None, cost: StageCost | None = None
-    ) -> EvaluationResult:
+    ) -> EvaluatedCheckpoint:
         settings = one("toy_arc", 0, "acc_norm,none").model_copy(update={"limit": limit})
         return evaluate(
             settings.prepare(), written, identity, tokenizer, CPU, False, betas or {}, store, cost or StageCost()

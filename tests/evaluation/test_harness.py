@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stun_exp.evaluation.benchmarks import Benchmark, LMEval
-from stun_exp.evaluation.harness import BUNDLED
+from stun_exp.evaluation.benchmarks import LMEval
+from stun_exp.evaluation.records import BUNDLED, Benchmark
 from stun_exp.toy import WEIGHTS
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.evaluation.benchmarks import Benchmark, LMEval
+from stun_exp.evaluation.benchmarks import LMEval
+from stun_exp.evaluation.records import Benchmark
 from stun_exp.pipeline.preflight import Refusals, load_tokenizer
 
 Runner = Callable[..., dict[str, Any]]

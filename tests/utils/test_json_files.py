@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stun_exp.evaluation.harness import Sample
+from stun_exp.evaluation.records import Sample
 from stun_exp.utils.json_files import with_numbers, write_json, write_json_lines
 
 

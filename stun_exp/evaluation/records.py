@@ -1,0 +1,64 @@
+"""What is measured, and what comes of it, as plain records."""
+
+from dataclasses import dataclass
+
+from pydantic import Field, field_validator
+
+from stun_exp.config.component import Component
+from stun_exp.utils.paths import is_folder
+
+BUNDLED = "bundled:toy"
+"""The folder of the bundled model's tasks."""
+
+
+class Benchmark(Component):
+    """One lm-eval task or group: which, with how many shots, and which of its metrics is the headline."""
+
+    task: str
+    include: str | None
+    """Folder of the task's YAML file, `bundled:toy`, or null for lm-eval's own tasks."""
+    num_fewshot: int = Field(ge=0)
+    metric: str
+    """As lm-eval names it: metric,filter."""
+
+    @field_validator("include")
+    @classmethod
+    def _is_there(cls, include: str | None) -> str | None:
+        """`include`, if a folder is where it says."""
+        if include not in (None, BUNDLED) and not is_folder(str(include)):
+            raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED}, or null for lm-eval's")
+        return include
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of one benchmark, with what moves it."""
+
+    value: float
+    stderr: float | None
+    num_samples: int
+    num_fewshot: int
+    task_version: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of one benchmark: what tells it from others, and how the model did on it."""
+
+    benchmark: str
+    task: str
+    """The benchmark, or one of those that it is a group of."""
+    metric: str
+    doc: int
+    hash: str
+    """Of the item and of all that the model was shown for it."""
+    value: float
+    """The metric's; for perplexities and bits the item's negative log-likelihood, in nats."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What benchmarks say of a model: metrics as `task/metric,filter`, and the items that they are made of."""
+
+    metrics: dict[str, Metric]
+    samples: list[Sample]
