@@ -8,7 +8,6 @@ from statistics import mean
 from stun_exp.report.data.points import Point
 from stun_exp.report.data.studies import SPARSITY, Study, at_most_common, together
 from stun_exp.report.figures import charts
-from stun_exp.report.figures import style as drawing
 from stun_exp.report.figures.axes import Axis, Reference, logarithmic
 from stun_exp.report.figures.spec import (
     MOST_METHODS,
@@ -20,6 +19,7 @@ from stun_exp.report.figures.spec import (
     left_out,
     mean_of_seeds,
 )
+from stun_exp.report.figures.style import COLORS
 
 KURTOSIS_STAGES = {"before": "dense", "experts": "experts\npruned", "weights": "weights\npruned"}
 
@@ -35,7 +35,7 @@ def cost(study: Study, qualities: Sequence[Quality]) -> Iterator[FigureSpec]:
     drawn, lacking = drawn_lines(study, spots)
     if len(drawn) < 2:
         return
-    if len(drawn) > len(drawing.COLORS):
+    if len(drawn) > len(COLORS):
         drawn = [replace(line, error=[None]) for line in drawn]
         said.append("Error bars are left out, for want of room.")
     else:

@@ -8,9 +8,7 @@ from itertools import chain
 from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.studies import Study, studies
-from stun_exp.report.figures import by_benchmark as by_benchmark
-from stun_exp.report.figures import by_model as by_model
-from stun_exp.report.figures import by_stage as by_stage
+from stun_exp.report.figures import by_benchmark, by_model, by_setting, by_stage
 from stun_exp.report.figures import style as drawing
 from stun_exp.report.figures.spec import FigureSpec, Quality
 
@@ -75,7 +73,7 @@ def _specs(study: Study, qualities: Sequence[Quality]) -> Iterator[FigureSpec]:
     kinds = (
         by_benchmark.by_sparsity,
         by_benchmark.by_share,
-        by_benchmark.ablation,
+        by_setting.ablation,
         by_benchmark.ranking,
     )
     for of_a_benchmark in kinds:

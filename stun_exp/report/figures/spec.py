@@ -1,6 +1,6 @@
 """A figure before it is drawn: what is shown, and what its caption has to say."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
@@ -10,9 +10,9 @@ from stun_exp.report.data.forms import LARGEST_NUMBER
 from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Point
 from stun_exp.report.data.studies import Study
-from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures import charts
 from stun_exp.report.figures.axes import Axis, Reference, logarithmic, span_a_decade
-from stun_exp.report.figures.style import Line
+from stun_exp.report.figures.style import COLORS, Line
 
 MOST_METHODS = 30
 """Methods that one figure holds."""
@@ -78,7 +78,7 @@ def drawn_lines(study: Study, spots: Spots) -> tuple[list[Line], list[str]]:
     known = {name: sorted((x, *value) for x, value in found if value) for name, found in spots.items()}
     names = [name for name, found in known.items() if found]
     shown = names[:MOST_METHODS]
-    colors = study.methods if set(shown) <= set(study.methods[: len(drawing.COLORS)]) else shown
+    colors = study.methods if set(shown) <= set(study.methods[: len(COLORS)]) else shown
     lines = [
         Line(
             name,
@@ -95,6 +95,20 @@ def drawn_lines(study: Study, spots: Spots) -> tuple[list[Line], list[str]]:
         if len(known[name]) < len(found)
     ]
     return lines, [*left_out("without a finite value", lacking), *left_out("for want of room", names[MOST_METHODS:])]
+
+
+def line_figure(
+    study: Study, quality: Quality, against: str, x: Axis, spots: Spots, said: Sequence[str], joined: bool = True
+) -> Iterator[FigureSpec]:
+    """A benchmark against something, a line for each method, or points alone; none if nothing can be drawn."""
+    drawn, lacking = drawn_lines(study, spots)
+    if drawn:
+        yield FigureSpec(
+            f"{against}-{quality.task}",
+            f"{quality.task} against {against}",
+            [*about_quality(study, quality, drawn), *said, *lacking],
+            lambda title: charts.lines(title, drawn, x, quality.axis(drawn), quality.unpruned(study), joined),
+        )
 
 
 def left_out(why: str, names: Sequence[str]) -> list[str]:
