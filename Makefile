@@ -39,10 +39,10 @@ types: $(READY) ## Check types
 check: lint types test ## All checks
 
 bench: $(READY) ## Measure speed and memory into results/bench.json (NAMES="..." for some figures)
-	$(BIN)/python scripts/bench.py $(NAMES)
+	$(BIN)/python -m scripts.benchmarks $(NAMES)
 
 bench-scale: $(READY) ## Prune random checkpoints of real layer shapes, as the disk allows (CARDS="..." LAYERS="...")
-	$(BIN)/python scripts/bench_scale.py $(CARDS) $(if $(LAYERS),--layers $(LAYERS))
+	$(BIN)/python -m scripts.benchmarks.scale $(CARDS) $(if $(LAYERS),--layers $(LAYERS))
 
 results: demo ## Run the demo and keep its table and figure in results/
 	$(BIN)/python scripts/keep_results.py runs/demo results/demo

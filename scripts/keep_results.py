@@ -6,12 +6,11 @@ With several calibration seeds a method: the differences to --reference too, run
 import argparse
 from pathlib import Path
 
-from stun_exp.state.ledger import write_json
-
 from stun_exp.report.command import write_report
 from stun_exp.report.data.read import read_runs
 from stun_exp.report.tables.seeds import differences_table
 from stun_exp.utils.files import write_file
+from stun_exp.utils.json_files import write_json
 
 
 def main() -> None:

@@ -6,8 +6,8 @@
 # what is read back, counts, the same code once more. Everything else needs a tolerance, with its reason beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-all=(tests/{allocation,disk,expert_pruner,export,models,moe,recovery,resume,seq2seq,skipping,unstructured_pruner}
-  tests/{weight_stage,test_known.py,test_nf4.py,test_run.py,test_stages.py,test_stream.py,test_together.py})
+all=(tests/{allocation,checkpoint,expert_pruner,export,models,moe,pipeline,recovery,resume,seq2seq,skipping}
+  tests/{state/test_statistics_cache.py,streaming,unstructured_pruner})
 kernels=(
   ""
   "ATEN_CPU_CAPABILITY=default"

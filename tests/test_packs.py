@@ -1,4 +1,4 @@
-"""Every experiment's grid composes, builds and can be met, point by point; packs have a twin and a script."""
+"""Every experiment's grid composes, builds and can be met, point by point; packs have a toy version and a head."""
 
 import contextlib
 import json
@@ -27,19 +27,19 @@ from stun_exp.config.settings import Settings
 from stun_exp.config.settings import specs_of as points_of
 from stun_exp.pipeline.budget import budget_of, expected_counts
 from stun_exp.pipeline.run import run
-from stun_exp.report.tables.published import published_rows
+from stun_exp.report.tables.published_rows import published_rows
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(
     file.relative_to(CONF / "experiment").with_suffix("").as_posix() for file in CONF.glob("experiment/**/*.yaml")
 )
-TWINS = [name for name in EXPERIMENTS if name.startswith("toy/")]
+TOYS = [name for name in EXPERIMENTS if name.startswith("toy/")]
 OF_THE_BUNDLED_MODEL = ["demo", "expert_pruners", "laboratory"]
-PACKS = [name for name in EXPERIMENTS if name not in (*TWINS, *OF_THE_BUNDLED_MODEL)]
+PACKS = [name for name in EXPERIMENTS if name not in (*TOYS, *OF_THE_BUNDLED_MODEL)]
 assert PACKS
 # The same point on less data; what it does is the same.
 SMALL = ["eval.limit=2", "calibration.num_sequences=4", "calibration.sequence_length=128"]
-MOST_POINTS_OF_TWINS = 120  # half an hour on two cores
+MOST_POINTS_OF_TOYS = 120  # half an hour on two cores
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,14 +151,14 @@ def test_every_point_of_a_pack_can_be_met_by_the_published_model(pack: str) -> N
             assert ratio <= 0.003, point.subfolder  # what is missing of whole experts in 64
 
 
-@pytest.mark.parametrize("experiment", [*PACKS, *TWINS, "demo", "expert_pruners"])
+@pytest.mark.parametrize("experiment", [*PACKS, *TOYS, "demo", "expert_pruners"])
 def test_the_unpruned_model_is_beside_every_point_and_is_none(experiment: str) -> None:
     for point in points(experiment):
         assert point.settings.eval.baseline
         assert point.settings.sparsity > 0
 
 
-@pytest.mark.parametrize("experiment", [*PACKS, *TWINS])
+@pytest.mark.parametrize("experiment", [*PACKS, *TOYS])
 def test_a_pack_sets_nothing_that_only_some_choices_have(experiment: str) -> None:
     """So that any of its groups can be typed: what is typed beats the pack."""
     toy = ["model=toy_moe", "calibration=toy", "eval=toy", "eval.limit=2"]
@@ -169,33 +169,28 @@ def test_a_pack_sets_nothing_that_only_some_choices_have(experiment: str) -> Non
     assert point_of(f"experiment={experiment}", *grid(experiment)[0], *toy[:2], "eval=none").choices["eval"] == "none"
 
 
-def test_every_pack_has_a_twin_a_script_and_a_head(tmp_path: Path) -> None:
-    assert [f"toy/{pack}" for pack in PACKS] == TWINS
-    scripts = {file.stem.removeprefix("reproduce_") for file in (ROOT / "scripts").glob("reproduce_*.sh")}
-    assert scripts == {*PACKS, "toy_all"}
+def test_every_pack_has_a_toy_version_and_a_head() -> None:
+    assert [f"toy/{pack}" for pack in PACKS] == TOYS
     for pack in PACKS:
         lines = (CONF / f"experiment/{pack}.yaml").read_text().splitlines()
         assert lines[0] == "# @package _global_"
         assert lines[1].startswith("# ")
-        script = ROOT / f"scripts/reproduce_{pack}.sh"
-        assert f'reproduce.sh" {pack} "$@"' in script.read_text()
-        assert os.access(script, os.X_OK)
 
 
-def test_the_twins_run_on_the_bundled_models_and_are_few() -> None:
-    for twin in TWINS:
-        for point in points(twin):
+def test_the_toy_versions_run_on_the_bundled_models_and_are_few() -> None:
+    for toy in TOYS:
+        for point in points(toy):
             assert point.settings.model.path.startswith("bundled:")
             assert (point.choices["calibration"].partition("_")[0], point.choices["eval"]) == ("toy", "toy")
-    assert sum(len(grid(twin)) for twin in TWINS) <= MOST_POINTS_OF_TWINS
+    assert sum(len(grid(toy)) for toy in TOYS) <= MOST_POINTS_OF_TOYS
 
 
-def test_a_twin_varies_what_its_pack_varies() -> None:
+def test_a_toy_version_varies_what_its_pack_varies() -> None:
     for pack in PACKS:
-        keys, twins = (list(dict(text.split("=") for text in grid(name)[0])) for name in (pack, f"toy/{pack}"))
-        assert set(twins) == {*keys, "model"}
-        methods, twins_methods = ({p.choices["method"] for p in points(name)} for name in (pack, f"toy/{pack}"))
-        assert methods == twins_methods
+        keys, toys = (list(dict(text.split("=") for text in grid(name)[0])) for name in (pack, f"toy/{pack}"))
+        assert set(toys) == {*keys, "model"}
+        methods, toys_methods = ({p.choices["method"] for p in points(name)} for name in (pack, f"toy/{pack}"))
+        assert methods == toys_methods
 
 
 METHODS = sorted(file.stem for file in CONF.glob("method/*.yaml"))
@@ -237,14 +232,14 @@ def test_published_figures_have_a_point_in_their_pack() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("twin", TWINS)
-def test_a_point_of_each_twin_runs(twin: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_point_of_each_toy_version_runs(toy: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The first one. All share a cache, so the unpruned model is measured once."""
     small = [*SMALL, f"cache.path={tmp_path_factory.getbasetemp() / 'cache'}"]
-    if "recovery" in twin:
+    if "recovery" in toy:
         small.append("recovery.num_sequences=8")
-    overrides = [text for text in grid(twin)[0] if not text.startswith("calibration.num_sequences")]
-    first = point_of(f"experiment={twin}", *overrides, *small)
+    overrides = [text for text in grid(toy)[0] if not text.startswith("calibration.num_sequences")]
+    first = point_of(f"experiment={toy}", *overrides, *small)
     run(points_of(first.settings, first.config, tmp_path), first.choices)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["baseline"]["metrics"].keys() == report["metrics"].keys()
@@ -256,22 +251,23 @@ def stand_in(folder: Path, name: str, code: str) -> None:
     file.chmod(0o755)
 
 
-def scripted(folder: Path, script: str, *overrides: str) -> tuple[int, Sequence[str], str]:
-    """(Exit code, the commands called, what was said on stderr) of a script with stand-ins for our commands."""
+def reproduced(folder: Path, *arguments: str) -> tuple[int, Sequence[str], str]:
+    """(Exit code, the commands called, what was said on stderr) of reproduce.sh with stand-ins for our commands."""
     done = subprocess.run(
-        [str(ROOT / "scripts" / script), *overrides],
+        [str(ROOT / "scripts" / "reproduce.sh"), *arguments],
         env={"PATH": f"{folder}:{os.environ['PATH']}", "RUNS": "r", "RESULTS": "k"},
         capture_output=True,
         text=True,
         check=False,
     )
-    return done.returncode, (folder / "calls").read_text().splitlines(), done.stderr
+    calls = folder / "calls"
+    return done.returncode, calls.read_text().splitlines() if calls.exists() else [], done.stderr
 
 
-def test_a_script_runs_its_pack_and_reports_even_if_points_failed(tmp_path: Path) -> None:
+def test_a_pack_is_run_and_reported_on_even_if_points_failed(tmp_path: Path) -> None:
     stand_in(tmp_path, "stun", "exit 1")
     stand_in(tmp_path, "stun-report", "exit 0")
-    assert scripted(tmp_path, "reproduce_lu_table2.sh", "eval.limit=2", "seed=1,2") == (
+    assert reproduced(tmp_path, "lu_table2", "eval.limit=2", "seed=1,2") == (
         1,
         [
             "stun -m experiment=lu_table2 hydra.sweep.dir=r/lu_table2 eval.limit=2 seed=1,2",
@@ -284,17 +280,38 @@ def test_a_script_runs_its_pack_and_reports_even_if_points_failed(tmp_path: Path
 def test_after_a_mistake_there_is_nothing_to_report(tmp_path: Path) -> None:
     stand_in(tmp_path, "stun", "exit 2")
     stand_in(tmp_path, "stun-report", "exit 0")
-    code, calls, _ = scripted(tmp_path, "reproduce_lu_table2.sh", "sed=1")
+    code, calls, _ = reproduced(tmp_path, "lu_table2", "sed=1")
     assert (code, len(calls)) == (2, 1)
 
 
-def test_all_twins_go_on_past_one_that_fails_and_name_it(tmp_path: Path) -> None:
+def test_a_report_that_failed_is_no_success(tmp_path: Path) -> None:
+    stand_in(tmp_path, "stun", "exit 0")
+    stand_in(tmp_path, "stun-report", "exit 2")
+    assert reproduced(tmp_path, "lu_table2")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [([], "]"), (["lu_tabel2", "seed=1"], "]; there is no pack lu_tabel2"), (["toy"], "pack toy")],
+)
+def test_without_a_pack_that_there_is_all_are_listed(tmp_path: Path, arguments: list[str], told: str) -> None:
+    stand_in(tmp_path, "stun", "")
+    stand_in(tmp_path, "stun-report", "")
+    code, calls, said = reproduced(tmp_path, *arguments)
+    usage, packs, _ = said.splitlines()
+    assert (code, calls) == (2, [])
+    assert usage.startswith("usage: scripts/reproduce.sh PACK [KEY=VALUE ...]")
+    assert usage.endswith(told)
+    assert packs == f"packs: {' '.join(PACKS)}"
+
+
+def test_all_toy_versions_go_on_past_one_that_fails_and_name_it(tmp_path: Path) -> None:
     stand_in(tmp_path, "stun", 'case "$*" in *toy/lu_table2*) exit 1;; esac')
     stand_in(tmp_path, "stun-report", 'case "$*" in *toy/owl_lambda_m*) exit 2;; esac')
-    code, calls, said = scripted(tmp_path, "reproduce_toy_all.sh", "eval.limit=2")
+    code, calls, said = reproduced(tmp_path, "toy/all", "eval.limit=2")
     assert (code, said) == (1, "failed: toy/lu_table2 toy/owl_lambda_m\n")
-    assert [call.split()[2] for call in calls[::2]] == [f"experiment={twin}" for twin in TWINS]
+    assert [call.split()[2] for call in calls[::2]] == [f"experiment={toy}" for toy in TOYS]
     assert all("hydra/launcher=joblib eval.limit=2" in call for call in calls[::2])
     stand_in(tmp_path, "stun", "")
     stand_in(tmp_path, "stun-report", "")
-    assert scripted(tmp_path, "reproduce_toy_all.sh")[0] == 0
+    assert reproduced(tmp_path, "toy/all")[0] == 0

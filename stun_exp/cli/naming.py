@@ -1,9 +1,9 @@
 """Names of runs, where a name has a longest length."""
 
 from collections.abc import Iterable
-from hashlib import sha256
 
 from stun_exp.cli.overrides import parsed_override
+from stun_exp.utils.names import short_digest, shortened
 
 FOLDER_BYTES = 255
 """On the disks that are common."""
@@ -24,17 +24,5 @@ def _short(override: str) -> str:
     """An override whose value, if that is a path, is its last part and a hash of the whole."""
     key, equals, value = override.replace("\\", "").partition("=")  # Hydra escapes some characters, a colon for one
     if "/" in value:
-        value = f"{value.rstrip('/').rpartition('/')[2].strip(QUOTES)}-{_digest(value)}"
+        value = f"{value.rstrip('/').rpartition('/')[2].strip(QUOTES)}-{short_digest(value)}"
     return f"{key.replace('/', '_')}{equals}{value}"
-
-
-def shortened(name: str, most: int) -> str:
-    """A name of at most so many bytes; one that is cut ends in its hash, and so differs from others that are."""
-    if len(name.encode()) <= most:
-        return name
-    digest = _digest(name)
-    return f"{name.encode()[: most - len(digest) - 1].decode(errors='ignore')}-{digest}"
-
-
-def _digest(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:8]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from stun_exp.report.data.points import Report
-from stun_exp.report.tables.results import headlines, lower_is_better
+from stun_exp.report.data.metrics import headlines, lower_is_better
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.utils.json_files import read_json, with_numbers
 
 
@@ -17,7 +17,7 @@ def objective(folders: Sequence[Path]) -> float | None:
     return mean(known) if known else None
 
 
-def _of(report: Report) -> float | None:
+def _of(report: RunReport) -> float | None:
     """The mean of 1 - accuracy over the benchmarks or, where no benchmark has one, the mean perplexity.
 
     The two have no common scale, so that with both the perplexities do not count.

@@ -6,25 +6,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stun_exp.cli.interrupts import stoppable
-from stun_exp.cli.naming import shortened
-from stun_exp.report.data.comparable import ComparableSet, comparable_sets, unequal
+from stun_exp.report.data.comparable import ComparableSet, comparable_sets
+from stun_exp.report.data.differences import unequal
 from stun_exp.report.data.failures import failures
 from stun_exp.report.data.read import read_runs
+from stun_exp.report.figures import draw
+from stun_exp.report.page import Section, page
 from stun_exp.report.tables.formats import comma_separated, latex
-from stun_exp.report.tables.published import compare, with_verdict
-from stun_exp.report.tables.results import ResultsTable, results_table
+from stun_exp.report.tables.published import published_table, with_verdict
+from stun_exp.report.tables.results import results_table
 from stun_exp.report.tables.significance import significance_table
+from stun_exp.report.tables.table import ResultsTable
+from stun_exp.report.written import INDEX_PAGE, write_files
 from stun_exp.utils import markdown
-
-if TYPE_CHECKING:
-    from stun_exp.report.page import Section
+from stun_exp.utils.names import shortened
 
 OVER_MODELS = "models"
 """The folder of figures that have several models in them."""
-NAME_BYTES = 120
+FILE_NAME_BYTES = 120
 """Of a file's name, without what is added to it."""
 DESCRIPTION = """Reads the report.json files of runs and sweeps. Writes their tables (Markdown, LaTeX, CSV), paired
 tests, a comparison with published figures, figures (PNG, SVG), and index.html, one page with all of it. Runs that
@@ -43,7 +43,6 @@ class Part:
     """What of it is printed."""
 
 
-@stoppable()
 def main() -> None:
     """Runs the command line; exits with 2 if there is nothing to read, or if runs cannot be compared."""
     parser = argparse.ArgumentParser(prog="stun-report", description=DESCRIPTION)
@@ -53,11 +52,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; by default DIR/report")
     arguments = parser.parse_args()
     try:
-        page = write_report(arguments.places, arguments.out or default_out(arguments.places[0]))
+        written = write_report(arguments.places, arguments.out or default_out(arguments.places[0]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"report: {page}")
+    print(f"report: {written}")
     if count := sum(len(failures(place)) for place in arguments.places):
         print(f"runs without a report: {count}; the page says why, under Failed", file=sys.stderr)
 
@@ -70,25 +69,26 @@ def default_out(place: Path) -> Path:
 def write_report(places: Sequence[Path], out: Path) -> Path:
     """The page, written with all else into `out`; prints results, what could be compared, and what was passed over.
 
-    FileNotFoundError for a place that is not there; ValueError if it holds no report, or runs that cannot be compared,
-    or if something lies in `out` that is not a report's and would have to give way; then nothing is written.
+    Args:
+        places: Sweeps, runs, and .json lists of reports.
+        out: The report's folder; nothing is written into it if something is raised.
+
+    Raises:
+        FileNotFoundError: A place is not there.
+        ValueError: There is no report, or runs cannot be compared, or something that is not a report's lies in `out`
+            and would have to give way.
     """
     found = read_runs(places)
     for line in found.skipped:
         print(f"skipped {line}", file=sys.stderr)
     sets = comparable_sets(found.runs)
     parts = [list(_parts(one, name)) for one, name in zip(sets, _names(sets), strict=True)]
-    # Late: drawing is the slowest part, and a refusal should not wait for it.
-    from stun_exp.report.figures.draw import draw_figures
-    from stun_exp.report.page import Section, page
-    from stun_exp.report.written import INDEX, write_files
-
     sections = []
     for one, (results, *others) in zip(sets, parts, strict=True):
         for part in (results, *others):
             if part.printed is not None:
                 part.printed.show()
-        figures = draw_figures(one.reports, f"figures/{results.name}")
+        figures = draw.draw_figures(one.reports, f"figures/{results.name}")
         sections.append(Section(results.heading, results.text, [results.table], figures))
         sections += [Section(part.heading, part.text, [part.table], []) for part in others]
     sections += _over_models(sets, f"figures/{OVER_MODELS}")
@@ -97,14 +97,19 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     if failed := [f"{place / run}: {why}" for place in places for run, why in failures(place).items()]:
         sections.append(Section("Failed", "\n\n".join(["Runs without a report:", *failed]), [], []))
     title = ", ".join(place.resolve().stem for place in places)
-    files = {INDEX: page(title, sections), "report.md": _markdown(title, sections)}
-    for part in (part for of_set in parts for part in of_set):
+    write_files(out, _files(title, sections, [part for of_set in parts for part in of_set]))
+    return out / INDEX_PAGE
+
+
+def _files(title: str, sections: Sequence[Section], parts: Sequence[Part]) -> dict[str, bytes]:
+    """The content of each file of a report, by its name in the report's folder."""
+    texts = {INDEX_PAGE: page(title, sections), "report.md": _markdown(title, sections)}
+    for part in parts:
         text = {"md": part.table.markdown(), "tex": latex(part.table, part.heading), "csv": comma_separated(part.table)}
-        files |= {f"tables/{part.name}.{ending}": content for ending, content in text.items()}
-    files |= {f"{figure.name}.svg": figure.svg for section in sections for figure in section.figures}
-    pictures = {f"{figure.name}.png": figure.png for section in sections for figure in section.figures}
-    write_files(out, {name: content.encode() for name, content in files.items()} | pictures)
-    return out / INDEX
+        texts |= {f"tables/{part.name}.{ending}": content for ending, content in text.items()}
+    figures = [figure for section in sections for figure in section.figures]
+    texts |= {f"{figure.name}.svg": figure.svg for figure in figures}
+    return {name: text.encode() for name, text in texts.items()} | {f"{one.name}.png": one.png for one in figures}
 
 
 def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
@@ -118,32 +123,29 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
     yield Part(name, one.heading, text, results, results)
     tests = significance_table(one.reports, [run.folder for run in one.runs])
     if tests is not None:
-        text = "Whether two methods, or two values of one setting, differ by more than the luck of the items."
+        text = "Whether two methods, or two values of one setting, differ significantly on the same items."
         yield Part(f"{name}-paired", f"{one.heading}: paired tests", text, tests)
-    published = compare(one.reports)
+    published = published_table(one.reports)
     if published is not None:
         heading, text = f"{one.heading}: published figures", "Ours beside the papers'."
         yield Part(f"{name}-published", heading, text, published, with_verdict(published))
 
 
-def _over_models(sets: Sequence[ComparableSet], folder: str) -> Iterator["Section"]:
+def _over_models(sets: Sequence[ComparableSet], folder: str) -> Iterator[Section]:
     """Figures that have several models in them, or why there are none; nothing where a model has several sets."""
-    from stun_exp.report.figures.draw import draw_figures_over_models
-    from stun_exp.report.page import Section
-
     runs = [run for one in sets for run in one.runs]
     if not len({run.report["model"]["source"] for run in runs}) == len(sets) > 1:
         return
     if apart := list(unequal(runs)):
         yield Section("All models", "\n\n".join(["No figure has all of them:", *apart]), [], [])
-    elif figures := draw_figures_over_models([run.report for run in runs], folder):
+    elif figures := draw.draw_figures_over_models([run.report for run in runs], folder):
         yield Section("All models", "Models differ in more than their experts.", [], figures)
 
 
 def _names(sets: Sequence[ComparableSet]) -> list[str]:
     """A file's name for each set: its model's, and a number where a model has several."""
     sources = [re.split(r"[/:]", str(one.reports[0]["model"]["source"]))[-1] for one in sets]
-    stems = [shortened(re.sub(r"[^\w.-]", "-", source).lstrip(".") or "model", NAME_BYTES) for source in sources]
+    stems = [shortened(re.sub(r"[^\w.-]", "-", source).lstrip(".") or "model", FILE_NAME_BYTES) for source in sources]
     stems = [re.sub(r"-(paired|published)$", r"_\1", stem) for stem in stems]  # which end names of other tables
     names: list[str] = []
     for place, stem in enumerate(stems):
@@ -156,7 +158,7 @@ def _names(sets: Sequence[ComparableSet]) -> list[str]:
     return names
 
 
-def _markdown(title: str, sections: Sequence["Section"]) -> str:
+def _markdown(title: str, sections: Sequence[Section]) -> str:
     blocks = [f"# {markdown.text(title)}"]
     for section in sections:
         tables = (table.markdown().rstrip() for table in section.tables)

@@ -12,15 +12,22 @@ from stun_exp.utils.json_files import read_json, read_regular
 
 MANIFEST = "written.json"
 """In a report's folder: each file that was written there -> the sha256 of its content, or of both that it may have."""
-INDEX = "index.html"
+INDEX_PAGE = "index.html"
 WAY_OUT = "move it away, or choose another folder with --out"
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes files into a folder in place of those that were written there before, and removes of these what is left.
 
-    What this did not write, or somebody has changed since, is never touched: a file that has to give way to one of
-    these is a refusal (ValueError), before anything is written; one that has not stays, and a line says so.
+    What this did not write, or somebody has changed since, is never touched; where it has not to give way it stays,
+    and a line says so.
+
+    Args:
+        folder: The report's.
+        files: Their content by their names in the folder, with slashes.
+
+    Raises:
+        ValueError: A file of somebody's has to give way to one of these; nothing is written.
     """
     earlier = _earlier(folder)
     digests = {name: sha256(content).hexdigest() for name, content in files.items()}
@@ -86,7 +93,7 @@ def _blocked(folder: Path, name: str) -> str | None:
 
 def _is_older_report(folder: Path) -> bool:
     """Whether the page of a report from before there were manifests is there: files of a report's names are its own."""
-    index = folder / INDEX
+    index = folder / INDEX_PAGE
     return index.is_file() and not index.is_symlink() and index.read_bytes().startswith(HEAD.encode())
 
 

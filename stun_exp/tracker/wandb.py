@@ -10,10 +10,10 @@ from secrets import token_hex
 from shutil import rmtree
 from typing import Any, Literal
 
-from stun_exp.cli.naming import shortened
 from stun_exp.config.component import Component
 from stun_exp.utils.files import write_file
 from stun_exp.utils.json_files import read_regular, with_numbers
+from stun_exp.utils.names import shortened
 
 WANDB_MARK = "wandb.json"
 """In a folder that was logged: the id of its W&B run, what that is a run of, and which content it has."""

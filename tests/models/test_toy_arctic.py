@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from scripts.toy.probe import expert_shares
 from stun_exp.models import register
 from stun_exp.toy import MODELS
-from stun_exp.toy.probe import expert_shares
 from stun_exp.toy.text import held_out_documents
 
 FOLDER = MODELS["toy_arctic"]

@@ -12,8 +12,8 @@ import pytest
 
 from stun_exp.report.command import _parts, write_report
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets
-from stun_exp.report.data.read import Run, read_runs
-from stun_exp.report.data.schema import unusable
+from stun_exp.report.data.read import ReportedRun, read_runs
+from stun_exp.report.data.schema import why_unusable
 from stun_exp.report.figures.draw import draw_figures
 from stun_exp.utils.json_files import strict, with_numbers
 
@@ -58,7 +58,7 @@ def mutants(make_report: Make) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{'.'.join(map(str, place))}={value!r:.20}", changed(report, place, value)
 
 
-def sets_or_refusal(runs: list[Run]) -> tuple[list[ComparableSet], str]:
+def sets_or_refusal(runs: list[ReportedRun]) -> tuple[list[ComparableSet], str]:
     try:
         return comparable_sets(runs), ""
     except ValueError as refusal:
@@ -68,17 +68,17 @@ def sets_or_refusal(runs: list[Run]) -> tuple[list[ComparableSet], str]:
 def test_a_report_that_is_wrong_in_one_place_is_used_or_named(
     make_report: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named: as damaged, or in the refusal of runs that may not be compared. Figures are sketched, and not rendered."""
+    """Named: as damaged, or in the refusal of runs that may not be compared. Figures are drawn, and not rendered."""
     monkeypatch.setattr("stun_exp.report.figures.style.rendered", lambda figure: (b"", ""))
     good = [full(make_report) | {"name": name} for name in ("good", "better")]
     used = named = 0
     for number, (what, mutant) in enumerate(mutants(make_report)):
-        why = unusable(mutant)
+        why = why_unusable(mutant)
         if why is not None:
             assert why.startswith(("damaged, ", "a report of schema", "a report before")), what
             named += 1
             continue
-        runs = [Run(with_numbers(report), f"run{place}", None) for place, report in enumerate([*good, mutant])]
+        runs = [ReportedRun(with_numbers(report), f"run{place}", None) for place, report in enumerate([*good, mutant])]
         sets, refusal = sets_or_refusal(runs)
         assert sets or "run2" in refusal, what
         named += not sets
@@ -115,7 +115,7 @@ def test_a_report_that_is_wrong_in_one_place_is_used_or_named(
     ],
 )
 def test_what_is_wrong_is_named_by_its_place(make_report: Make, place: Any, value: Any, told: str) -> None:
-    assert unusable(changed(make_report(), place, value)) == f"damaged, {told}"
+    assert why_unusable(changed(make_report(), place, value)) == f"damaged, {told}"
 
 
 def nested(levels: int) -> str:
@@ -186,4 +186,4 @@ def test_every_kept_report_can_be_read() -> None:
     lists = list((Path(__file__).parents[2] / "results").glob("*.json"))
     reports = [(file, report) for file in lists for report in json.loads(file.read_text()) if "schema" in report]
     assert len(reports) > 50
-    assert [(file, why) for file, report in reports if (why := unusable(report))] == []
+    assert [(file, why) for file, report in reports if (why := why_unusable(report))] == []

@@ -18,10 +18,11 @@ import pytest
 
 from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.axes import Axis, Reference
 from stun_exp.report.figures.draw import Figure
-from stun_exp.report.figures.style import Axis, Line, Reference
+from stun_exp.report.figures.style import Line
 from stun_exp.report.page import Section, inlined, page
-from stun_exp.report.tables.results import Cell, ResultsTable
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
@@ -29,8 +30,8 @@ MEASURE = """
 (() => {
   const behind = (element) => {
     for (; element; element = element.parentElement) {
-      const colour = getComputedStyle(element).backgroundColor;
-      if (!colour.startsWith("rgba(0, 0, 0, 0")) return colour;
+      const color = getComputedStyle(element).backgroundColor;
+      if (!color.startsWith("rgba(0, 0, 0, 0")) return color;
     }
     return "rgb(255, 255, 255)";
   };
@@ -181,10 +182,10 @@ def figures() -> list[Figure]:
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colours as `rgb(r, g, b)`, by the Web Content Accessibility Guidelines: 1 to 21."""
+    """Of two colors as `rgb(r, g, b)`, by the Web Content Accessibility Guidelines: 1 to 21."""
     levels = []
-    for colour in (one, other):
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    for color in (one, other):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         levels.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
     return (max(levels) + 0.05) / (min(levels) + 0.05)
@@ -206,7 +207,7 @@ def test_in_a_browser(browser: Browser, html: Path, width: int, mode: str) -> No
     if width == 360:
         assert all(right > width for _, right, _ in found["tables"]), "it should scroll inside its box"
     assert len(found["ids"]) == len(set(found["ids"]))
-    # A map's numbers lie on its colours, which stay as they are.
+    # A map's numbers lie on its colors, which stay as they are.
     in_a_cell = {"rgb(0, 0, 0)", "rgb(254, 254, 254)"}
     seen = [(text, contrast(ink, paper)) for text, ink, paper in found["texts"] if ink not in in_a_cell]
     assert {"First.", "A note <i>.", "method & 1", "OWL", "About heat.", "Others"} <= {text for text, _ in seen}
@@ -220,7 +221,7 @@ def test_the_browser_sees_what_is_wrong(browser: Browser, tmp_path: Path) -> Non
     """Else the test above could not fail."""
     bad = tmp_path / "bad.html"
     bad.write_text(
-        '<body style="margin: 0; background: #777"><div style="width: 2000px; color: #888">grey</div>'
+        '<body style="margin: 0; background: #777"><div style="width: 2000px; color: #888">gray</div>'
         '<img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>'
     )
     found = browser.open(bad, 360, "light")
@@ -278,8 +279,8 @@ def test_what_is_given_is_text(html: Path) -> None:
     assert {header["scope"] for header in outline.all("th")} == {"col", "row"}
 
 
-def test_a_figure_follows_the_page_s_colours() -> None:
-    """No light colour is left in it, its ids are its own, and the numbers of a map stay white on dark cells."""
+def test_a_figure_follows_the_page_s_colors() -> None:
+    """No light color is left in it, its ids are its own, and the numbers of a map stay white on dark cells."""
     for figure in figures():
         svg = inlined(figure, "f7-")
         assert not [light for light in drawing.DARK if light in svg]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from stun_exp.report.page import page
-from stun_exp.report.written import INDEX, MANIFEST, write_files
+from stun_exp.report.written import INDEX_PAGE, MANIFEST, write_files
 
-FIRST = {INDEX: b"one", "figures/a/x.png": b"x", "figures/a/y.svg": b"y"}
-SECOND = {INDEX: b"two", "figures/a/x.png": b"other"}
+FIRST = {INDEX_PAGE: b"one", "figures/a/x.png": b"x", "figures/a/y.svg": b"y"}
+SECOND = {INDEX_PAGE: b"two", "figures/a/x.png": b"other"}
 
 
 def found(folder: Path) -> dict[str, bytes]:
@@ -54,7 +54,9 @@ def test_a_file_in_the_way_is_a_refusal_and_nothing_is_written(tmp_path: Path, o
     assert found(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [INDEX, f"{INDEX}.partial", MANIFEST, "figures", "figures/a", "figures/a/x.png"])
+@pytest.mark.parametrize(
+    "name", [INDEX_PAGE, f"{INDEX_PAGE}.partial", MANIFEST, "figures", "figures/a", "figures/a/x.png"]
+)
 @pytest.mark.parametrize("dangling", [False, True])
 def test_nothing_is_written_through_a_link(tmp_path: Path, name: str, dangling: bool) -> None:
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
@@ -82,7 +84,7 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path, capsys: pytest.Captur
     write_files(tmp_path / "out", FIRST)
     (tmp_path / "out/figures").rename(tmp_path / "moved")
     (tmp_path / "out/figures").symlink_to(tmp_path / "moved")
-    write_files(tmp_path / "out", {INDEX: b"two"})
+    write_files(tmp_path / "out", {INDEX_PAGE: b"two"})
     assert (tmp_path / "moved/a/x.png").read_bytes() == b"x"
     assert capsys.readouterr().err.count("left") == 2
 
@@ -90,9 +92,9 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
 def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
     if kind == "folder":
-        (tmp_path / INDEX).mkdir()
+        (tmp_path / INDEX_PAGE).mkdir()
     else:
-        os.mkfifo(tmp_path / INDEX)
+        os.mkfifo(tmp_path / INDEX_PAGE)
     with pytest.raises(ValueError, match=r"index\.html: no regular file"):
         write_files(tmp_path, FIRST)
 
@@ -121,13 +123,13 @@ def test_a_report_that_was_stopped_while_it_wrote_is_written_again(
     with pytest.raises(OSError, match="stopped"):
         write_files(tmp_path, FIRST | SECOND | {"z": b"z"})
     monkeypatch.setattr(os, "replace", replace)
-    write_files(tmp_path, {INDEX: b"three"})
-    assert found(tmp_path) == {INDEX: b"three"}
+    write_files(tmp_path, {INDEX_PAGE: b"three"})
+    assert found(tmp_path) == {INDEX_PAGE: b"three"}
 
 
 def test_a_report_from_before_there_were_lists_gives_way(tmp_path: Path) -> None:
     """Its page is known by how it begins; what has other names than the new report's stays."""
-    (tmp_path / INDEX).write_text(page("old", []))
+    (tmp_path / INDEX_PAGE).write_text(page("old", []))
     (tmp_path / "figures/a").mkdir(parents=True)
     for name in ("x.png", "z.png"):
         (tmp_path / "figures/a" / name).write_bytes(b"old")
@@ -138,6 +140,6 @@ def test_a_report_from_before_there_were_lists_gives_way(tmp_path: Path) -> None
 def test_every_kept_report_gives_way() -> None:
     from stun_exp.report.page import HEAD
 
-    kept = list((Path(__file__).parents[2] / "results").rglob(INDEX))
+    kept = list((Path(__file__).parents[2] / "results").rglob(INDEX_PAGE))
     assert kept
     assert [file for file in kept if not file.read_text().startswith(HEAD)] == []

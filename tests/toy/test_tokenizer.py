@@ -5,9 +5,9 @@ from itertools import chain, islice
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from scripts.toy.tokenizer import train_tokenizer
 from stun_exp.toy import WEIGHTS
 from stun_exp.toy.text import training_documents
-from stun_exp.toy.tokenizer import train_tokenizer
 from stun_exp.toy.world import world
 
 

@@ -8,10 +8,9 @@ import torch
 from torch.nn import functional as F
 from transformers import MixtralForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stun_exp.toy import WEIGHTS
-from stun_exp.toy.probe import expert_shares
-from stun_exp.toy.recipes import RECIPE, TOYS, Recipe
-from stun_exp.toy.training import (
+from scripts.toy.probe import expert_shares
+from scripts.toy.recipes import RECIPE, TOYS, Recipe
+from scripts.toy.training import (
     answer_mask,
     balance_loss,
     language_loss,
@@ -20,6 +19,7 @@ from stun_exp.toy.training import (
     ship,
     train,
 )
+from stun_exp.toy import WEIGHTS
 
 TINY = dataclasses.replace(RECIPE, steps=2, batch_size=2, sequence_length=24, warmup_steps=1)
 

@@ -6,8 +6,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
 
+from scripts.toy.probe import expert_shares
 from stun_exp.toy import WEIGHTS
-from stun_exp.toy.probe import expert_shares
 
 
 def test_one_small_file_in_bf16_with_per_expert_keys() -> None:

@@ -10,10 +10,10 @@ from itertools import chain, islice, pairwise
 
 import pytest
 
+from scripts.toy.recipes import RECIPE
 from stun_exp.toy.benchmarks import benchmark_items
 from stun_exp.toy.lexicon import SUBJECTS
 from stun_exp.toy.maths import problem
-from stun_exp.toy.recipes import RECIPE
 from stun_exp.toy.text import calibration_documents, held_out_documents, lettered, training_documents
 from stun_exp.toy.world import world
 

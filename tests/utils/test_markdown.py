@@ -150,9 +150,9 @@ class Tags(HTMLParser):
 def test_a_report_of_hostile_text_has_no_markup_but_its_own(
     make_report: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Figures are sketched, and not rendered."""
-    sketch = (b"PNG", '<svg viewBox="0 0 1 1"></svg>')
-    monkeypatch.setattr("stun_exp.report.figures.style.rendered", lambda figure: sketch)
+    """Figures are drawn, and not rendered."""
+    picture = (b"PNG", '<svg viewBox="0 0 1 1"></svg>')
+    monkeypatch.setattr("stun_exp.report.figures.style.rendered", lambda figure: picture)
     for number in range(len(HOSTILE)):
         folder = tmp_path / "sweep" / f"[{number}](javascript:x) <b>"
         folder.mkdir(parents=True)

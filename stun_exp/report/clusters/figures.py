@@ -3,29 +3,24 @@
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
+from stun_exp.report.clusters.runs import ClusteredRun, kept_by_budget
 from stun_exp.utils.files import write_file
 
-if TYPE_CHECKING:
-    from stun_exp.report.clusters.command import ClusteredRun
-
-BUDGETS = [0.05 * step for step in range(1, 20)]
-"""Shares of experts removed that `experts_kept` looks up."""
-COLUMNS = 4
-MARK = b"stun-clusters"
+TREES_ACROSS = 4
+DRAWN_BY = b"stun-clusters"
 """In the head of each figure's file: what has drawn it."""
 
 
 def is_ours(file: Path) -> bool:
     """Whether a file is a figure that `stun-clusters` has drawn."""
-    return file.is_file() and not file.is_symlink() and MARK in file.read_bytes()[:1000]
+    return file.is_file() and not file.is_symlink() and DRAWN_BY in file.read_bytes()[:1000]
 
 
-def dendrograms(run: "ClusteredRun", file: Path) -> None:
-    """Each layer's merges as a tree, those that happened in colour, and the threshold at which it was cut."""
-    columns = min(COLUMNS, len(run.layers))
+def dendrograms(run: ClusteredRun, file: Path) -> None:
+    """Each layer's merges as a tree, those that happened in color, and the threshold at which it was cut."""
+    columns = min(TREES_ACROSS, len(run.layers))
     rows = -(-len(run.layers) // columns)
     figure = _figure(max(4.2 * columns, 6), 2.9 * rows + 0.5)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -40,7 +35,7 @@ def dendrograms(run: "ClusteredRun", file: Path) -> None:
     _save(figure, file)
 
 
-def experts_kept(run: "ClusteredRun", file: Path) -> None:
+def experts_kept(run: ClusteredRun, file: Path) -> None:
     """Experts kept by each layer here, and under one threshold for a range of budgets, looked up on the paths."""
     look_up = run.settings["linkage"] != "official"  # whose merges hold for the threshold found alone
     figure = _figure(11 if look_up else 6, _height(run))
@@ -54,7 +49,7 @@ def experts_kept(run: "ClusteredRun", file: Path) -> None:
     panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False)
     panels[0].invert_yaxis()
     if look_up:
-        shares, counts = _counts_by_budget(run)
+        shares, counts = kept_by_budget(run)
         picture = panels[1].imshow(counts, aspect="auto", cmap="viridis", vmin=0)
         panels[1].set_xticks(range(len(shares)), [f"{100 * share:.0f}" for share in shares], fontsize=8)
         panels[1].set(xlabel="experts removed from the model (%)", title="kept under one threshold")
@@ -63,7 +58,7 @@ def experts_kept(run: "ClusteredRun", file: Path) -> None:
     _save(figure, file)
 
 
-def cluster_sizes(run: "ClusteredRun", file: Path) -> None:
+def cluster_sizes(run: ClusteredRun, file: Path) -> None:
     """How many of a layer's clusters have one member, two, three, and more."""
     figure = _figure(7, 3.8)
     axes = figure.subplots()
@@ -81,7 +76,7 @@ def cluster_sizes(run: "ClusteredRun", file: Path) -> None:
     _save(figure, file)
 
 
-def within_cluster_distance(run: "ClusteredRun", file: Path) -> None:
+def within_cluster_distance(run: ClusteredRun, file: Path) -> None:
     """Mean and largest distance of two experts in one cluster; a layer without merges has none."""
     figure = _figure(7, 3.8)
     axes = figure.subplots()
@@ -96,7 +91,7 @@ def within_cluster_distance(run: "ClusteredRun", file: Path) -> None:
     _save(figure, file)
 
 
-def mass_moved(run: "ClusteredRun", file: Path) -> None:
+def mass_moved(run: ClusteredRun, file: Path) -> None:
     """The share of the gate mass that calibration tokens gave to removed experts, beside the share of experts."""
     figure = _figure(7, 3.8)
     axes = figure.subplots()
@@ -128,7 +123,7 @@ def indices(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
 
 def _save(figure: Any, file: Path) -> None:
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": MARK.decode()})
+    figure.savefig(content, format="png", dpi=130, metadata={"Software": DRAWN_BY.decode()})
     write_file(file, [content.getvalue()])
 
 
@@ -138,26 +133,15 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")  # drawn by Agg: no window, no global state
 
 
-def _height(run: "ClusteredRun") -> float:
+def _height(run: ClusteredRun) -> float:
     return 1.8 + 0.28 * max(len(run.layers), 6)
 
 
-def _layers(axes: Any, run: "ClusteredRun") -> None:
+def _layers(axes: Any, run: ClusteredRun) -> None:
     many = len(run.layers) > 24
     axes.set_xticks(range(len(run.layers)), [layer["layer"] for layer in run.layers], fontsize=7 if many else 10)
     axes.set_xlim(-0.6, len(run.layers) - 0.4)
     axes.set_xlabel("layer")
-
-
-def _counts_by_budget(run: "ClusteredRun") -> tuple[list[float], list[list[int]]]:
-    """The shares of experts removed that leave each layer enough, and by layer the experts kept at each."""
-    paths = [MergePath(layer["num_experts"], layer["pairs"], layer["heights"], layer["stride"]) for layer in run.layers]
-    least = [layer["min_experts"] for layer in run.layers]
-    total = sum(path.num_experts for path in paths)
-    most = sum(path.most_merges(n) for path, n in zip(paths, least, strict=True))
-    shares = [share for share in BUDGETS if round(share * total) <= most]
-    taken = [cut_globally(paths, least, round(share * total)) for share in shares]
-    return shares, [[path.num_experts - budget[number] for budget in taken] for number, path in enumerate(paths)]
 
 
 def _tree(axes: Any, layer: dict[str, Any]) -> None:

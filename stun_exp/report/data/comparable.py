@@ -1,17 +1,18 @@
 """Which runs may stand in one table, and what keeps others out of it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from stun_exp.report.data.points import Report, flat_settings, identity, shown_settings
-from stun_exp.report.data.read import Run
-from stun_exp.report.tables.results import headlines
-
-NAMED = 2
-"""Runs that a refusal names of each kind before it counts the rest."""
-ITEMS = "the number of items"
+from stun_exp.report.data.differences import (
+    differing_between_rows,
+    unequal,
+    unequal_layers,
+    unequal_tokens,
+    unequal_within_rows,
+)
+from stun_exp.report.data.read import ReportedRun
+from stun_exp.report.data.run_settings import RunReport, identity
 
 
 @dataclass(frozen=True)
@@ -19,27 +20,28 @@ class ComparableSet:
     """Runs of one model, measured by the same benchmarks in the same way."""
 
     heading: str
-    runs: list[Run]
+    runs: list[ReportedRun]
     repeated: list[str]
     """Runs that were left out, because the same run is there already."""
     notes: tuple[str, ...] = ()
     """What may have moved figures between its rows, and is no reason to refuse them."""
 
     @property
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[RunReport]:
         return [run.report for run in self.runs]
 
 
-def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
+def comparable_sets(runs: Sequence[ReportedRun]) -> list[ComparableSet]:
     """The runs in sets that may each have a table: one for each model, and for each way to measure it.
 
-    What would spoil a comparison within a set without being seen is refused, all of it at once (ValueError): another
-    scope, limit, batch size, backend or lm-eval; of a benchmark other versions, shots or numbers of items; other
-    calibration tokens with the same seed, unless a setting of the calibration tells them apart in a column of its own;
-    other figures for a run that is otherwise the same; another number of layers; and within a row other code or
-    libraries.
+    Raises:
+        ValueError: Something would spoil a comparison within a set without being seen; all of it is named at once.
+            Another scope, limit, batch size, backend or lm-eval; of a benchmark other versions, shots or numbers of
+            items; other calibration tokens with the same seed, unless a setting of the calibration tells them apart in
+            a column of its own; other figures for a run that is otherwise the same; another number of layers; and
+            within a row other code or libraries.
     """
-    together: dict[tuple[str, str, str], list[Run]] = {}
+    together: dict[tuple[str, str, str], list[ReportedRun]] = {}
     for run in runs:
         together.setdefault(_kind(run.report), []).append(run)
     sets, refusals = [], []
@@ -47,22 +49,22 @@ def comparable_sets(runs: Sequence[Run]) -> list[ComparableSet]:
         heading = _heading(kind, list(together))
         repeated, doubtful = _repeats(members)
         kept = [run for run in members if run.where not in repeated]
-        found = [*doubtful, *unequal(kept), *_other_layers(kept), *_tokens(kept), *_within_rows(members)]
+        found = [*doubtful, *unequal(kept), *unequal_layers(kept), *unequal_tokens(kept), *unequal_within_rows(members)]
         refusals += [f"{heading}: {what}" for what in found]
-        sets.append(ComparableSet(heading, kept, repeated, tuple(_between_rows(kept))))
+        sets.append(ComparableSet(heading, kept, repeated, tuple(differing_between_rows(kept))))
     if refusals:
         lines = "".join(f"\n  {line}" for line in refusals)
         raise ValueError(f"runs that cannot stand in one table; give only those that agree:{lines}")
     return sets
 
 
-def _kind(report: Report) -> tuple[str, str, str]:
+def _kind(report: RunReport) -> tuple[str, str, str]:
     """Model, size, and benchmarks with their settings: where these differ, the runs have tables of their own."""
     model = report["model"]
     return str(model["source"]), f"{model['params_before']:,} parameters", json.dumps(_benchmarks(report))
 
 
-def _benchmarks(report: Report) -> list[str]:
+def _benchmarks(report: RunReport) -> list[str]:
     """What each benchmark measures, for a heading."""
     found = report["settings"]["eval"].get("benchmarks", {}).values()
     return sorted(f"{b['task']} ({b['num_fewshot']} shots, {b['metric']})" for b in found)
@@ -81,9 +83,9 @@ def _heading(kind: tuple[str, str, str], kinds: Sequence[tuple[str, str, str]]) 
     return "; ".join(parts)
 
 
-def _repeats(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+def _repeats(runs: Sequence[ReportedRun]) -> tuple[list[str], list[str]]:
     """Runs that are there already, and those that should be the same as another and have other figures."""
-    first: dict[tuple[str, int], Run] = {}
+    first: dict[tuple[str, int], ReportedRun] = {}
     repeated, doubtful = [], []
     for run in runs:
         earlier = first.setdefault((identity(run.report), run.report["seed"]), run)
@@ -95,122 +97,3 @@ def _repeats(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
             doubtful.append(f"{earlier.where} and {run.where} have equal settings, and other figures")
             repeated.append(run.where)
     return repeated, doubtful
-
-
-def unequal(runs: Sequence[Run]) -> Iterator[str]:
-    """What differs and may not where figures are compared, with the runs on each side."""
-    limits = False  # differ, and with them the numbers of items, of which then nothing more is said
-    for what, sides in _differing(runs, _aspects):
-        if not (limits and what.startswith(ITEMS)):
-            limits = limits or what == "eval.limit"
-            yield f"{what} differs: {sides}"
-
-
-def _other_layers(runs: Sequence[Run]) -> Iterator[str]:
-    """Numbers of layers that differ though the model is the same, so that no figure could have both."""
-    for what, sides in _differing(runs, lambda report: {"the number of MoE layers": len(report["experts"]["before"])}):
-        yield f"{what} differs: {sides}"
-
-
-def _within_rows(runs: Sequence[Run]) -> Iterator[str]:
-    """What differs and may not among runs that one row averages, or of which one repeats another."""
-    rows: dict[str, list[Run]] = {}
-    for run in runs:
-        rows.setdefault(identity(run.report), []).append(run)
-    for row in rows.values():
-        for what, sides in _differing(row, _code):
-            yield f"{what} differs within the row {row[0].report['name']}: {sides}"
-
-
-def _between_rows(runs: Sequence[Run]) -> Iterator[str]:
-    """What differs among the runs of a table and may have moved their figures."""
-    code = [f"{what} ({sides})" for what, sides in _differing(runs, _code)]
-    if code:
-        yield f"Rows were made by different code: {'; '.join(code)}."
-    machines = [f"{what} ({sides})" for what, sides in _differing(runs, _machine)]
-    if machines:
-        yield f"Runs were made on different machines, which moves last digits: {'; '.join(machines)}."
-
-
-def _differing(runs: Sequence[Run], aspects_of: Callable[[Report], Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(An aspect that runs do not agree in, its values with the runs that have each)."""
-    aspects = [aspects_of(run.report) for run in runs]
-    for what in dict.fromkeys(name for aspect in aspects for name in aspect):
-        sides: dict[str, list[str]] = {}
-        for run, aspect in zip(runs, aspects, strict=True):
-            if what in aspect:
-                sides.setdefault(str(aspect[what]), []).append(run.where)
-        if len(sides) > 1:
-            yield what, "; ".join(f"{side} in {_names(names)}" for side, names in sides.items())
-
-
-def _code(report: Report) -> dict[str, Any]:
-    """What made the figures -> which it was; other methods are made of other modules."""
-    provenance = report["provenance"]
-    libraries = ("torch", "transformers") if report["metrics"] else ("torch", "transformers", "lm-eval")
-    versions = {name: provenance["versions"].get(name) for name in libraries}
-    return {
-        **provenance.get("code", {}),
-        **{f"the version of {name}": version for name, version in versions.items() if version is not None},
-    }
-
-
-def _machine(report: Report) -> dict[str, Any]:
-    """What the last bits of the figures depend on."""
-    provenance = report["provenance"]
-    names = {"processor": "the processor", "threads": "the number of threads"}
-    return {what: provenance[name] for name, what in names.items() if name in provenance}
-
-
-def _aspects(report: Report) -> dict[str, Any]:
-    """What has to be equal in all runs of a table -> what it is here."""
-    evaluation, versions = report["settings"]["eval"], report["provenance"]["versions"]
-    found = {"sparsity_scope": report["settings"]["sparsity_scope"]}
-    found |= {f"eval.{key}": evaluation[key] for key in ("limit", "batch_size", "backend") if key in evaluation}
-    if report["metrics"]:
-        found["the version of lm-eval"] = versions["lm-eval"]
-    for key in headlines([report]):
-        metric: Mapping[str, Any] = report["metrics"].get(key, {})
-        for name, what in (
-            ("task_version", "the version"),
-            ("num_fewshot", "the number of shots"),
-            ("num_samples", ITEMS),
-        ):
-            if name in metric:
-                found[f"{what} of {key.partition('/')[0]}"] = metric[name]
-    return found
-
-
-def _tokens(runs: Sequence[Run]) -> Iterator[str]:
-    """Calibration tokens that differ though the seed is the same, and every setting of them that has a column."""
-    shown = [key for key in shown_settings([run.report for run in runs]) if _is_calibration(key)]
-    together: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        settings = flat_settings(run.report)
-        text = ", ".join([f"seed {run.report['seed']}", *(f"{key}={settings.get(key)}" for key in shown)])
-        tokens = run.report["provenance"]["calibration_tokens_sha256"]
-        together.setdefault(text, {}).setdefault(tokens, []).append(run)
-    for text, sides in together.items():
-        if len(sides) > 1:
-            told = _told_apart([side[0].report for side in sides.values()])
-            named = [
-                f"{how or 'others'} in {_names([run.where for run in side])}"
-                for how, side in zip(told, sides.values(), strict=True)
-            ]
-            yield f"calibration tokens of {text} differ: {'; '.join(named)}"
-
-
-def _told_apart(reports: Sequence[Report]) -> list[str]:
-    """For each report the settings of the calibration that differ among them."""
-    each = [{key: v for key, v in flat_settings(report).items() if _is_calibration(key)} for report in reports]
-    differing = [key for key in {k: None for one in each for k in one} if len({one.get(key) for one in each}) > 1]
-    return [", ".join(f"{key}={one[key]}" for key in differing if key in one) for one in each]
-
-
-def _is_calibration(key: str) -> bool:
-    return key.partition(".")[0] == "calibration"
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -13,7 +13,7 @@ from stun_exp.utils.json_files import read_regular
 
 ERROR = "error.txt"
 """In a run's folder: why it failed, in one line behind the mark, and where."""
-MARK = b"stun: "
+ERROR_MARK = b"stun: "
 """Begins each such file of ours; another is not read, not written over and not removed."""
 
 
@@ -25,7 +25,7 @@ def keep_error(folder: Path, told: str, error: BaseException) -> None:
         return
     text = f"{told}\n\n{''.join(traceback.format_exception(error))}"
     try:
-        write_file(file, [MARK + text.encode(errors="backslashreplace")])
+        write_file(file, [ERROR_MARK + text.encode(errors="backslashreplace")])
     except OSError as failure:  # to raise it would stop other runs of the sweep
         print(f"error: {failure}", file=sys.stderr)
 
@@ -59,13 +59,13 @@ def _is_ours(file: Path) -> bool:
         return False
     try:
         with file.open("rb") as content:
-            return content.read(len(MARK)) == MARK
+            return content.read(len(ERROR_MARK)) == ERROR_MARK
     except PermissionError:
         return False
 
 
 def _why(error: Path) -> str:
-    return read_regular(error).decode(errors="replace").removeprefix(MARK.decode()).partition("\n")[0]
+    return read_regular(error).decode(errors="replace").removeprefix(ERROR_MARK.decode()).partition("\n")[0]
 
 
 def _reports(run: Path) -> list[Path]:

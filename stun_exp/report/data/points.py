@@ -1,20 +1,14 @@
 """Runs gathered into points: one method under one choice of settings, over the seeds of its calibration text."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from stun_exp.config.settings import WITHOUT_EFFECT
+from stun_exp.report.data.run_settings import RunReport, flat_settings, identity, shown_settings
 
-Report = Mapping[str, Any]
 UNPRUNED = "unpruned"
-NOT_OF_A_POINT = (*WITHOUT_EFFECT, "name", "seed", "save", "export", "eval")
-"""Settings that tell no points apart: they move no figure, or have a place of their own, or may not differ at all."""
-IN_OTHER_COLUMNS = ("sparsity", "expert_pruner.ratio")
-"""Settings that a table shows by what they led to."""
 
 
 class Measured(NamedTuple):
@@ -35,7 +29,7 @@ class Point:
     name: str
     settings: Mapping[str, str]
     """Those that tell it from other points of its name (`shown_settings`), but for what its method does not have."""
-    reports: tuple[Report, ...]
+    reports: tuple[RunReport, ...]
     places: tuple[int, ...]
     """Of those among all reports."""
     is_baseline: bool = False
@@ -48,12 +42,12 @@ class Point:
 
     @property
     def sparsity(self) -> float:
-        """The one asked for: points compete where it is equal."""
+        """The requested one: points compete where it is equal."""
         return 0.0 if self.is_baseline else float(self.reports[0]["sparsity"]["target"])
 
     @property
     def ratio(self) -> float | None:
-        """The share of experts asked for; None without an expert stage."""
+        """The requested share of experts; None without an expert stage."""
         return None if self.is_baseline else self.reports[0]["settings"]["expert_pruner"].get("ratio")
 
     @property
@@ -84,11 +78,13 @@ class Point:
         return Measured(mean(values), of_items if of_seeds is None else of_seeds, hypot(*parts) if parts else None)
 
 
-def points(reports: Sequence[Report]) -> list[Point]:
+def points(reports: Sequence[RunReport]) -> list[Point]:
     """The points: unpruned first, then by rising sparsity, methods in the order given, settings in order.
 
     The unpruned model that was measured beside the runs is one of them, unless a run of its own has measured it.
-    ValueError if two runs are the same but for what moves no figure.
+
+    Raises:
+        ValueError: Two runs are the same but for what moves no figure.
     """
     columns = shown_settings(reports)
     gathered: dict[str, dict[int, int]] = {}
@@ -111,71 +107,7 @@ def points(reports: Sequence[Report]) -> list[Point]:
     return found
 
 
-def identity(report: Report) -> str:
-    """What runs of one point have in common: the name, and every setting that could move a figure."""
-    return json.dumps([report["name"], sorted(flat_settings(report).items())])
-
-
-def shown_settings(reports: Sequence[Report]) -> dict[str, str]:
-    """Settings that tell runs of one name apart -> what to call them: without a column their rows would look alike.
-
-    The choice of a group (`calibration: c4`) stands for all settings that it brings.
-    """
-    by_name: dict[str, list[dict[str, str]]] = {}
-    for report in reports:
-        by_name.setdefault(report["name"], []).append(flat_settings(report))
-
-    def told_by(key: str, keys: Sequence[str]) -> bool:
-        """Whether `key` has one value wherever `keys` have the same, among runs of one name."""
-        for runs in by_name.values():
-            values = {(tuple(run.get(k) for k in keys), run.get(key)) for run in runs}
-            if len(values) > len({by for by, _ in values}):
-                return False
-        return True
-
-    known = list(dict.fromkeys(key for runs in by_name.values() for run in runs for key in run))
-    varying = [key for key in known if key not in IN_OTHER_COLUMNS and not told_by(key, [])]
-    groups = sorted((key for key in varying if any(k.startswith(f"{key}.") for k in known)), key=varying.index)
-    shown: list[str] = ["method"] if "method" in varying else []
-    shown += [group for group in groups if not told_by(group, shown)]
-    for key in varying:
-        group = key.partition(".")[0]
-        bringing = [choice for choice in shown if choice in ("method", group)]
-        by_choice = key.endswith("._target_") and bringing
-        if key not in (*groups, "method") and not by_choice and not (bringing and told_by(key, bringing)):
-            shown.append(key)
-    ends = [key.rpartition(".")[2] for key in shown]
-    return {key: end if ends.count(end) == 1 else key for key, end in zip(shown, ends, strict=True)}
-
-
-def flat_settings(report: Report) -> dict[str, str]:
-    """Every setting that tells points apart, by dotted name, and Hydra's choices of the groups among them, as text.
-
-    A component's own seed is none where it follows the run's.
-    """
-    settings = {key: value for key, value in report["settings"].items() if key not in NOT_OF_A_POINT}
-    choices = report.get("choices", {}).items()
-    chosen = {key: value for key, value in choices if key in (*settings, "method") and value is not None}
-    leaves = {key: value for key, value in _leaves(settings, "").items() if not _follows_seed(key, value, report)}
-    return {key: _text(value) for key, value in (*chosen.items(), *leaves.items())}
-
-
-def _leaves(node: Any, path: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {path: node}
-    inside = ((f"{path}.{key}" if path else str(key), value) for key, value in node.items())
-    return {name: leaf for inner, value in inside for name, leaf in _leaves(value, inner).items()}
-
-
-def _follows_seed(key: str, value: Any, report: Report) -> bool:
-    return key.endswith(".seed") and value == report["seed"]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _untouched(report: Report) -> bool:
+def _untouched(report: RunReport) -> bool:
     pruned = report["sparsity"]["achieved"] or report["experts"]["ratio"]
     return not (pruned or report.get("recovery") or report.get("skipping"))
 

@@ -5,35 +5,39 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stun_exp.report.data.points import Report
-from stun_exp.report.data.schema import unusable
+from stun_exp.report.data.run_settings import RunReport
+from stun_exp.report.data.schema import why_unusable
 from stun_exp.utils.json_files import find, read_json, with_numbers
 
 
-class Run(NamedTuple):
+class ReportedRun(NamedTuple):
     """One run's report, and where it was found."""
 
-    report: Report
+    report: RunReport
     where: str
     folder: Path | None
     """The run's own, with its samples; None for a report from a list of them."""
 
 
-class Found(NamedTuple):
+class FoundRuns(NamedTuple):
     """The runs in some places, and what was passed over, a line each."""
 
-    runs: list[Run]
+    runs: list[ReportedRun]
     skipped: list[str]
 
 
-def read_runs(places: Sequence[Path]) -> Found:
+def read_runs(places: Sequence[Path]) -> FoundRuns:
     """The runs in sweep or run folders, at any depth, or in .json files that hold a list of reports.
 
-    Runs with lower numbers in their names come first. What cannot be used is skipped and named: what is no JSON,
-    reports that are damaged or of another schema. FileNotFoundError for a place that is not there, ValueError if no
-    report is left.
+    Returns:
+        Those with lower numbers in their names first. What cannot be used is skipped and named: what is no JSON, and
+        reports that are damaged or of another schema.
+
+    Raises:
+        FileNotFoundError: A place is not there.
+        ValueError: No report is left.
     """
-    runs: dict[tuple[Path, int], Run] = {}  # a folder may be given twice, or inside another
+    runs: dict[tuple[Path, int], ReportedRun] = {}  # a folder may be given twice, or inside another
     skipped: list[str] = []
     for place in places:
         if not place.exists():
@@ -46,7 +50,7 @@ def read_runs(places: Sequence[Path]) -> Found:
                 skipped.append(f"{file}: cannot be read ({why})")
                 continue
             for number, run in enumerate(_runs(content, file)):
-                if why := unusable(run.report):
+                if why := why_unusable(run.report):
                     skipped.append(f"{run.where}: {why}")
                 else:
                     numbered = run._replace(report=with_numbers(run.report))
@@ -54,15 +58,15 @@ def read_runs(places: Sequence[Path]) -> Found:
     if not runs:
         passed_over = "".join(f"\n  {line}" for line in skipped)
         raise ValueError(f"no report to read in {', '.join(map(str, places))}{passed_over}")
-    return Found(list(runs.values()), skipped)
+    return FoundRuns(list(runs.values()), skipped)
 
 
-def _runs(content: Any, file: Path) -> Iterator[Run]:
+def _runs(content: Any, file: Path) -> Iterator[ReportedRun]:
     if isinstance(content, list):
         for number, report in enumerate(content):
-            yield Run(report, f"{file}[{number}]", None)
+            yield ReportedRun(report, f"{file}[{number}]", None)
     else:
-        yield Run(content, str(file.parent), file.parent)
+        yield ReportedRun(content, str(file.parent), file.parent)
 
 
 def _natural(file: Path) -> list[tuple[float, str]]:

@@ -5,17 +5,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from stun_exp.cli.naming import shortened
 from stun_exp.utils.json_files import read_regular
+from stun_exp.utils.names import shortened
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 SAMPLES = "samples.jsonl"
-MOST_BYTES = 200
+MOST_BYTES_TOLD = 200
 """Of what is wrong with a damaged file."""
-NAMED = 5
+NAMED_ITEMS = 5
 """Items that an error names before it counts the rest."""
 
 
@@ -28,9 +28,14 @@ class Items(NamedTuple):
 
 
 def read_samples(folder: Path, metrics: Collection[str]) -> Mapping[str, Items] | None:
-    """The items under those `metrics` (`benchmark/metric,filter`) that have any; None if the run left no samples.
+    """The items of those metrics that have any; None if the run left no samples.
 
-    ValueError for a damaged file.
+    Args:
+        folder: The run's own.
+        metrics: Each as `benchmark/metric,filter`.
+
+    Raises:
+        ValueError: The file is damaged.
     """
     import numpy as np
 
@@ -48,7 +53,7 @@ def read_samples(folder: Path, metrics: Collection[str]) -> Mapping[str, Items] 
             if items is not None:
                 items.append(((str(row["task"]), int(row["doc"]), str(row["hash"])), float(row["value"])))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        why = shortened(repr(error), MOST_BYTES)
+        why = shortened(repr(error), MOST_BYTES_TOLD)
         raise ValueError(f"{folder / SAMPLES}: damaged ({why}); run it again, or delete the file") from error
     found = {}
     for key, unsorted in zip(metrics, wanted.values(), strict=True):
@@ -66,8 +71,8 @@ def check_same_items(key: str, by_run: Mapping[str, Items]) -> None:
         if items.ids == expected.ids:
             continue
         apart = sorted({(task, doc) for task, doc, _ in set(items.ids) ^ set(expected.ids)})
-        more = f" and {len(apart) - NAMED} more" if len(apart) > NAMED else ""
-        shown = ", ".join(f"{task} {doc}" for task, doc in apart[:NAMED])
+        more = f" and {len(apart) - NAMED_ITEMS} more" if len(apart) > NAMED_ITEMS else ""
+        shown = ", ".join(f"{task} {doc}" for task, doc in apart[:NAMED_ITEMS])
         raise ValueError(
             f"{key}: {first} and {name} did not answer the same items: {shown}{more} differ or are in one alone; so no "
             "test can pair them, their data or prompts are others; give only runs that agree"

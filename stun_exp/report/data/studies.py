@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from re import split
 from typing import Any
 
-from stun_exp.report.data.points import Point, Report, points
+from stun_exp.report.data.points import Point, points
+from stun_exp.report.data.run_settings import RunReport
 
 SPARSITY, RATIO = "sparsity", "expert_pruner.ratio"
-"""What is asked of a point in total, and of its experts."""
+"""The settings for what goes in total, and of the experts."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Study:
 
     model: str
     methods: list[str]
-    """Of all models, in the order of their colours."""
+    """Of all models, in the order of their colors."""
     points: list[Point]
     unpruned: Point | None
     several_ratios: bool
@@ -32,9 +33,9 @@ class Group:
     points: list[Point]
 
 
-def studies(reports: Sequence[Report]) -> list[Study]:
+def studies(reports: Sequence[RunReport]) -> list[Study]:
     """A study for each model, in the order of the reports; ValueError if two runs are the same."""
-    by_model: dict[tuple[str, int], list[Report]] = {}
+    by_model: dict[tuple[str, int], list[RunReport]] = {}
     for report in reports:
         by_model.setdefault((report["model"]["source"], report["model"]["params_before"]), []).append(report)
     of_models = [points(runs) for runs in by_model.values()]
@@ -50,8 +51,8 @@ def studies(reports: Sequence[Report]) -> list[Study]:
     return studies
 
 
-def asked(point: Point, setting: str) -> Any:
-    """What a point was asked for; None for a setting that its method does not have."""
+def requested(point: Point, setting: str) -> Any:
+    """The value of a setting that a point was run with; None for one that its method does not have."""
     if setting == SPARSITY:
         return point.sparsity
     if setting == RATIO:
@@ -59,15 +60,15 @@ def asked(point: Point, setting: str) -> Any:
     return point.settings.get(setting)
 
 
-def told_apart_by(points: Sequence[Point], *along: str) -> list[str]:
-    """The settings, beside the name and `along`, that must be known to tell each two points apart.
+def distinguishing_settings(points: Sequence[Point], *along: str) -> list[str]:
+    """The settings, beside the name and `along`, that distinguish each two points.
 
     A setting that follows from those is none, such as an expert ratio that goes with the total sparsity.
     """
-    known: list[tuple[Any, ...]] = [(point.name, *(asked(point, setting) for setting in along)) for point in points]
+    known: list[tuple[Any, ...]] = [(point.name, *(requested(point, setting) for setting in along)) for point in points]
     found = []
     for setting in dict.fromkeys([SPARSITY, RATIO, *(name for point in points for name in point.settings)]):
-        more = [(*before, asked(point, setting)) for before, point in zip(known, points, strict=True)]
+        more = [(*before, requested(point, setting)) for before, point in zip(known, points, strict=True)]
         if len(set(more)) > len(set(known)):
             known = more
             found.append(setting)
@@ -76,17 +77,17 @@ def told_apart_by(points: Sequence[Point], *along: str) -> list[str]:
 
 def together(points: Sequence[Point], *along: str) -> list[Group]:
     """Points in groups along some settings, or one by one; a group's name says no more than tells the groups apart."""
-    settings = told_apart_by(points, *along)
+    settings = distinguishing_settings(points, *along)
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
-        groups.setdefault((point.name, *(asked(point, setting) for setting in settings)), []).append(point)
+        groups.setdefault((point.name, *(requested(point, setting) for setting in settings)), []).append(point)
     alone = len({point.name for point in points}) == 1
     return [Group(_called(group[0], settings, alone), group) for group in groups.values()]
 
 
 def at_most_common(points: Sequence[Point], setting: str) -> tuple[list[Point], list[Any]]:
     """(The points with that value of a setting that most have, or the largest of several such, the other values)."""
-    values = [asked(point, setting) for point in points]
+    values = [requested(point, setting) for point in points]
     chosen = max(values, key=lambda value: (values.count(value), value))
     return [p for p, value in zip(points, values, strict=True) if value == chosen], sorted(set(values) - {chosen})
 
@@ -100,7 +101,7 @@ def _called(point: Point, settings: Sequence[str], alone: bool) -> str:
 
 def _told(point: Point, settings: Sequence[str]) -> Iterator[str]:
     for setting in settings:
-        value = asked(point, setting)
+        value = requested(point, setting)
         if setting == SPARSITY:
             yield f"{100 * value:g} %"
         elif setting == RATIO:

@@ -1,29 +1,31 @@
-"""Figures of one benchmark: against the sparsity, the experts' share of it, or settings that vary."""
+"""Figures of one benchmark: against the sparsity, the experts' share of it, or as a ranking."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import mean
 
-from stun_exp.report.data.points import Point, Report
-from stun_exp.report.data.schema import LARGEST
-from stun_exp.report.data.studies import RATIO, SPARSITY, Group, Study, asked, at_most_common, together, told_apart_by
+from stun_exp.report.data.points import Point
+from stun_exp.report.data.run_settings import RunReport
+from stun_exp.report.data.studies import (
+    RATIO,
+    SPARSITY,
+    Study,
+    together,
+)
 from stun_exp.report.figures import charts
-from stun_exp.report.figures import style as drawing
-from stun_exp.report.figures.spec import Quality, Sketch, Spots, about_quality, drawn_lines, left_out
-from stun_exp.report.figures.style import Axis
-from stun_exp.report.tables.results import scale_and_digits
-
-MANY_TICKS = 8
+from stun_exp.report.figures.axes import Axis
+from stun_exp.report.figures.by_setting import ablated
+from stun_exp.report.figures.spec import FigureSpec, Quality, about_quality, drawn_lines, left_out, line_figure
 
 
-def by_sparsity(study: Study, quality: Quality) -> Iterator[Sketch]:
+def by_sparsity(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """Where a method was run at several sparsities."""
     groups = together(study.points, SPARSITY)
     if any(len(group.points) > 1 for group in groups):
         spots = {g.name: [(_percent_gone(point), quality.of(point)) for point in g.points] for g in groups}
-        yield from _lines(study, quality, "total sparsity", Axis("total sparsity (%)"), spots, [])
+        yield from line_figure(study, quality, "total sparsity", Axis("total sparsity (%)"), spots, [])
 
 
-def by_share(study: Study, quality: Quality) -> Iterator[Sketch]:
+def by_share(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """Where a method was run with several expert ratios at one total sparsity."""
     totals = sorted({point.sparsity for point in study.points})
     spots, single = {}, []
@@ -35,136 +37,24 @@ def by_share(study: Study, quality: Quality) -> Iterator[Sketch]:
             else:
                 single.append(name)
     x = Axis("share of the sparsity that experts take (%)")
-    yield from _lines(study, quality, "experts' share", x, spots, left_out("with one share only", single))
+    yield from line_figure(study, quality, "experts' share", x, spots, left_out("with one share only", single))
 
 
-def ablation(study: Study, quality: Quality) -> Iterator[Sketch]:
-    """Against a setting that varies, the one of numbers if there is one such, or as maps of two."""
-    points, along, said = _ablated(study)
-    if not along:
-        return
-    groups = together(points, *along)
-    many = [group for group in groups if len(group.points) > 1]
-    said += left_out("with one value only", [group.name for group in groups if group not in many])
-    if len(along) == 2:
-        values = [value[0] for group in many for point in group.points if (value := quality.of(point))]
-        for group in many if values else ():
-            yield from _map(quality, group, along, said, (min(values), max(values)))
-    else:
-        (setting,) = along
-        order = _ordered([asked(point, setting) for group in many for point in group.points])
-        numbers = _numbers(order)
-        places = dict(zip(order, numbers or map(float, range(len(order))), strict=True))
-        x = _axis(setting, places, numbers is not None)
-        spots = {g.name: [(places[asked(point, setting)], quality.of(point)) for point in g.points] for g in many}
-        yield from _lines(study, quality, setting, x, spots, said, joined=numbers is not None)
-
-
-def ranking(study: Study, quality: Quality) -> Iterator[Sketch]:
+def ranking(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """All by quality, where no other figure shows them."""
     groups = together(study.points)
     along_sparsity = len(together(study.points, SPARSITY)) < len(groups)
-    if along_sparsity or study.several_ratios or _ablated(study)[1]:
+    if along_sparsity or study.several_ratios or ablated(study)[1]:
         return
     drawn, lacking = drawn_lines(study, {group.name: [(0.0, quality.of(group.points[0]))] for group in groups})
     drawn.sort(key=lambda line: line.y[0], reverse=not quality.lower_is_better)
     if drawn:
-        yield Sketch(
+        yield FigureSpec(
             f"ranking-{quality.task}",
             f"{quality.task} by method",
             ["The best is on top.", *about_quality(study, quality, drawn), *lacking],
             lambda title: charts.rows(title, drawn, quality.axis(drawn), quality.unpruned(study)),
         )
-
-
-def _lines(
-    study: Study, quality: Quality, against: str, x: Axis, spots: Spots, said: Sequence[str], joined: bool = True
-) -> Iterator[Sketch]:
-    drawn, lacking = drawn_lines(study, spots)
-    if drawn:
-        yield Sketch(
-            f"{against}-{quality.task}",
-            f"{quality.task} against {against}",
-            [*about_quality(study, quality, drawn), *said, *lacking],
-            lambda title: charts.lines(title, drawn, x, quality.axis(drawn), quality.unpruned(study), joined),
-        )
-
-
-def _map(
-    quality: Quality, group: Group, factors: Sequence[str], said: Sequence[str], between: tuple[float, float]
-) -> Iterator[Sketch]:
-    """One method's figures over two settings, in colours that go from the least to the largest of all methods'."""
-    across, down = (_ordered([asked(point, setting) for point in group.points]) for setting in factors)
-    values = {tuple(asked(point, setting) for setting in factors): quality.of(point) for point in group.points}
-    found = [[values.get((column, row)) for column in across] for row in down]
-    grid = [[value and value[0] for value in row] for row in found]
-    blank = sum(value is None for row in grid for value in row)
-    x, y = (
-        Axis(setting, ticks={float(place): text for place, text in enumerate(order)})
-        for setting, order in zip(factors, (across, down), strict=True)
-    )
-    if blank < len(across) * len(down):
-        yield Sketch(
-            f"{'-'.join(factors)}-{quality.task}-{group.name}",
-            f"{quality.task} of {group.name} over {' and '.join(factors)}",
-            [
-                f"In colours: {quality.name}.",
-                *(["Lower is better."] if quality.lower_is_better else []),
-                *said,
-                *(
-                    [f"Blank: {blank} of {len(across) * len(down)}, not run or without a finite value."]
-                    if blank
-                    else []
-                ),
-            ],
-            lambda title: charts.heat(title, grid, x, y, quality.name, scale_and_digits(quality.key)[1], between),
-        )
-
-
-def _ablated(study: Study) -> tuple[list[Point], list[str], list[str]]:
-    """(Points of one sparsity, and expert ratio; the settings to draw them along; what to say of others)."""
-    points, others = at_most_common(study.points, SPARSITY)
-    said = [f"At {100 * points[0].sparsity:g} % total sparsity."] if others else []
-    if study.several_ratios:
-        points, _ = at_most_common(points, RATIO)
-        said.append(f"With {100 * asked(points[0], RATIO):g} % of the experts removed.")
-    factors = told_apart_by(points)
-    numbers = [name for name in factors if _numbers([v for v in (asked(p, name) for p in points) if v is not None])]
-    along = numbers if len(numbers) == 1 else _of_most_values(points, factors)
-    names = dict.fromkeys(name for point in points for name in point.settings)
-    tied = [name for name in names if name not in factors and len({asked(point, name) for point in points}) > 1]
-    return points, along, said + [f"With it varies {name}." for name in tied if along]
-
-
-def _of_most_values(points: Sequence[Point], factors: Sequence[str]) -> list[str]:
-    """The two settings with the most values, if there are more than two: the axes of maps."""
-    most = sorted(factors, key=lambda name: -len({asked(point, name) for point in points}))[:2]
-    return [name for name in factors if name in most]
-
-
-def _axis(setting: str, places: dict[str, float], numbers: bool) -> Axis:
-    """Logarithmic for numbers that span a decade, with a tick at each value if they are few."""
-    ticks = {place: text for text, place in places.items()}
-    if not numbers:
-        return Axis(setting, "names", ticks)
-    x = drawing.logarithmic(setting, list(ticks)) if drawing.span_a_decade(list(ticks)) else Axis(setting)
-    return Axis(setting, x.scale, ticks) if len(ticks) <= MANY_TICKS else x
-
-
-def _ordered(values: Sequence[str | None]) -> list[str]:
-    """Each once, numbers by size; a setting that is not there is `-`."""
-    once = list(dict.fromkeys("-" if value is None else value for value in values))
-    numbers = _numbers(once)
-    return once if numbers is None else [text for _, text in sorted(zip(numbers, once, strict=True))]
-
-
-def _numbers(texts: Sequence[str]) -> list[float] | None:
-    """None unless all are, and of a size that can be drawn."""
-    try:
-        found = [float(text) for text in texts]
-    except ValueError:
-        return None
-    return found if all(abs(number) <= LARGEST for number in found) else None
 
 
 def _percent_gone(point: Point) -> float:
@@ -176,7 +66,7 @@ def _percent_by_experts(point: Point) -> float:
     return 100 * mean(_by_experts(report) for report in point.reports)
 
 
-def _by_experts(report: Report) -> float:
+def _by_experts(report: RunReport) -> float:
     layers = report["sparsity"]["per_layer"]
     removed, zeros = (sum(layer[what] for layer in layers) for what in ("removed", "zeros"))
     return float(removed / (removed + zeros or 1))

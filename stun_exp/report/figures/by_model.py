@@ -6,11 +6,11 @@ from math import hypot
 from stun_exp.report.data.points import Point
 from stun_exp.report.data.studies import Study
 from stun_exp.report.figures import charts
-from stun_exp.report.figures.spec import Quality, Sketch, Value, drawn_lines, left_out
-from stun_exp.report.figures.style import Axis, Reference
+from stun_exp.report.figures.axes import Axis, Reference
+from stun_exp.report.figures.spec import FigureSpec, Quality, Value, drawn_lines, left_out
 
 
-def by_experts(studies: Sequence[Study], quality: Quality) -> Iterator[Sketch]:
+def by_experts(studies: Sequence[Study], quality: Quality) -> Iterator[FigureSpec]:
     """What each method does to a benchmark, against the number of experts in a layer of the model."""
     spots: dict[str, list[tuple[float, Value]]] = {}
     several = len({point.sparsity for study in studies for point in study.points}) > 1
@@ -30,7 +30,7 @@ def by_experts(studies: Sequence[Study], quality: Quality) -> Iterator[Sketch]:
     of_size = [f"{text}: {', '.join(models[experts])}" for experts, text in ticks.items()]
     x = Axis("experts in a layer", "log", ticks)
     y = Axis(f"change of {quality.name}")
-    yield Sketch(
+    yield FigureSpec(
         f"experts-in-a-layer-{quality.task}",
         f"{quality.task} against the number of experts",
         [

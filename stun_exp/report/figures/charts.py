@@ -1,6 +1,6 @@
 """The kinds of figure: lines, rows, points, maps.
 
-A method has a colour and a marker. More methods than there are colours get a panel each, with the others faint behind.
+A method has a color and a marker. More methods than there are colors get a panel each, with the others faint behind.
 """
 
 from collections.abc import Sequence
@@ -10,27 +10,24 @@ from math import nan
 from textwrap import fill
 from typing import Any
 
+from stun_exp.report.figures.axes import Axis, Reference, draw_reference, set_scales
 from stun_exp.report.figures.style import (
-    COLOURS,
+    COLORS,
     FAINT,
     INK,
     TITLE_LETTERS,
     WIDTH,
-    Axis,
     Line,
-    Reference,
     add_legend,
     draw_points,
-    draw_reference,
     error_bars,
     look_of,
-    set_scales,
 )
 
 TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 9.5, "fontweight": "bold"}
 PANEL_LETTERS = 18
 """In a line over a small panel."""
-COLUMNS = 3
+PANELS_ACROSS = 3
 """Of small panels."""
 ROW_LETTERS = 24
 """In a line of a row's name."""
@@ -42,7 +39,7 @@ def lines(
     title: str, drawn: Sequence[Line], x: Axis, y: Axis, reference: Reference | None = None, joined: bool = True
 ) -> Any:
     """A figure of lines, or of points that are not joined."""
-    if len(drawn) > len(COLOURS):
+    if len(drawn) > len(COLORS):
         return _small_panels(title, drawn, x, y, reference, joined)
     figure, (axes,) = _figure(title, 2.7)
     for line in drawn:
@@ -72,7 +69,7 @@ def scatter(title: str, panels: Sequence[tuple[Axis, Sequence[Line]]], y: Axis) 
     figure, places = _figure(title, 2.7, len(panels))
     for axes, (x, points) in zip(places, panels, strict=True):
         for number, point in enumerate(points, start=1):
-            numbered = len(points) > len(COLOURS)
+            numbered = len(points) > len(COLORS)
             draw_points(axes, replace(point, name=f"{number}: {point.name}") if numbered else point, joined=False)
             if numbered:
                 at = (point.x[0], point.y[0])
@@ -91,9 +88,9 @@ def heat(
     digits: int,
     between: tuple[float, float] | None = None,
 ) -> Any:
-    """A figure of numbers as colours, written into the cells or, where that is too narrow, read from a bar.
+    """A figure of numbers as colors, written into the cells or, where that is too narrow, read from a bar.
 
-    The colours go from the least to the largest number, or `between` two others. What is missing stays blank.
+    The colors go from the least to the largest number, or `between` two others. What is missing stays blank.
     """
     from matplotlib.ticker import MaxNLocator
     from numpy import array, ma
@@ -106,8 +103,8 @@ def heat(
     if len(grid[0]) <= MOST_WRITTEN:
         for row, column in zip(*(~ma.getmaskarray(values)).nonzero(), strict=True):
             value = values[row, column]
-            colour = "#000000" if picture.norm(value) > 0.5 else "#fefefe"  # not the paper's: it stays white at night
-            axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=7)
+            color = "#000000" if picture.norm(value) > 0.5 else "#fefefe"  # not the paper's: it stays white at night
+            axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color, fontsize=7)
     else:
         ticks = MaxNLocator(4, integer=not digits)
         figure.colorbar(picture, ax=axes, label=measure, pad=0.02, ticks=ticks).outline.set_visible(False)
@@ -144,13 +141,13 @@ def _small_panels(
     wrapped, names = fill(title, TITLE_LETTERS), [fill(line.name, PANEL_LETTERS) for line in drawn]
     over_one = 0.13 * (1 + max(name.count("\n") for name in names))
     over_all, below, gap, panel = 0.35 + 0.15 * wrapped.count("\n") + over_one, 0.5, 0.1 + over_one, 0.85  # inches
-    down = -(-len(drawn) // COLUMNS)
+    down = -(-len(drawn) // PANELS_ACROSS)
     height = over_all + down * (panel + gap) - gap + below
     figure = Figure((WIDTH, height))
     figure.suptitle(wrapped, y=1 - 0.06 / height, va="top", **TITLE)
     places = {"left": 0.13, "right": 0.985, "top": 1 - over_all / height, "bottom": below / height}
     places |= {"wspace": 0.08, "hspace": gap / panel}
-    panels = list(figure.subplots(down, COLUMNS, sharex=True, sharey=True, gridspec_kw=places).flat)
+    panels = list(figure.subplots(down, PANELS_ACROSS, sharex=True, sharey=True, gridspec_kw=places).flat)
     # One artist, with gaps, is much faster to draw than one for each line.
     faint_x = [*chain.from_iterable((*line.x, nan) for line in drawn)]
     faint_y = [*chain.from_iterable((*line.y, nan) for line in drawn)]
@@ -159,10 +156,10 @@ def _small_panels(
         draw_points(axes, line, joined, small=True)
         draw_reference(axes, reference)
         axes.set_title(name, loc="left", y=1, pad=3)  # given a y, it is not looked for
-    set_scales(panels[0], Axis("", x.scale, x.ticks), Axis("", y.scale, y.ticks))  # the others share them
+    set_scales(panels[0], replace(x, label=""), replace(y, label=""))  # the others share them
     for number, axes in enumerate(panels):
         axes.set_visible(number < len(drawn))
-        axes.tick_params(labelbottom=number + COLUMNS >= len(drawn), labelsize=7)
+        axes.tick_params(labelbottom=number + PANELS_ACROSS >= len(drawn), labelsize=7)
         if x.scale == "names":
             axes.tick_params(axis="x", labelsize=6)
     figure.supxlabel(x.label, y=0.06 / height, va="bottom", fontsize=8.5)

@@ -5,14 +5,12 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from stun_exp.report.data.points import Report
+from stun_exp.report.data.metrics import headlines
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.studies import Study, studies
-from stun_exp.report.figures import by_benchmark as benchmark_sketches
-from stun_exp.report.figures import by_model as model_sketches
-from stun_exp.report.figures import by_stage as stage_sketches
+from stun_exp.report.figures import by_benchmark, by_model, by_setting, by_stage
 from stun_exp.report.figures import style as drawing
-from stun_exp.report.figures.spec import Quality, Sketch
-from stun_exp.report.tables.results import headlines
+from stun_exp.report.figures.spec import FigureSpec, Quality
 
 
 @dataclass(frozen=True)
@@ -27,58 +25,63 @@ class Figure:
     svg: str
 
 
-def draw_figures(reports: Sequence[Report], folder: str) -> list[Figure]:
-    """The figures, in the order to show them, each model's its own; `folder` is where in a report they are to lie.
+def draw_figures(reports: Sequence[RunReport], folder: str) -> list[Figure]:
+    """The figures, in the order to show them, each model's its own.
 
-    ValueError if two runs are the same (`points`).
+    Args:
+        reports: Of runs that may stand in one table.
+        folder: Where in a report they are to lie.
+
+    Raises:
+        ValueError: Two runs are the same but for what moves no figure.
     """
     found = studies(reports)
-    sketches = (
-        replace(sketch, stem=f"{study.model}-{sketch.stem}", title=f"{sketch.title}, {study.model}")
+    specs = (
+        replace(spec, stem=f"{study.model}-{spec.stem}", title=f"{spec.title}, {study.model}")
         if len(found) > 1
-        else sketch
+        else spec
         for study in found
-        for sketch in _sketches(study, _qualities(reports))
+        for spec in _specs(study, _qualities(reports))
     )
-    return _drawn(sketches, folder)
+    return _drawn(specs, folder)
 
 
-def draw_figures_over_models(reports: Sequence[Report], folder: str) -> list[Figure]:
-    """The figures that have all models in them; ValueError as for those of one."""
+def draw_figures_over_models(reports: Sequence[RunReport], folder: str) -> list[Figure]:
+    """The figures that have all models in them; arguments and errors as for those of one."""
     found = [study for study in studies(reports) if study.points]
-    of_each = (model_sketches.by_experts(found, quality) for quality in _qualities(reports))
+    of_each = (by_model.by_experts(found, quality) for quality in _qualities(reports))
     return _drawn(chain.from_iterable(of_each), folder)
 
 
-def _qualities(reports: Sequence[Report]) -> list[Quality]:
+def _qualities(reports: Sequence[RunReport]) -> list[Quality]:
     return [Quality(key, task) for key, task in headlines(reports).items()]
 
 
-def _drawn(sketches: Iterable[Sketch], folder: str) -> list[Figure]:
+def _drawn(specs: Iterable[FigureSpec], folder: str) -> list[Figure]:
     figures: dict[str, Figure] = {}
     with drawing.style():
-        for sketch in sketches:
-            stem = _file_name(sketch.stem, figures)
-            png, svg = drawing.rendered(sketch.draw(sketch.title))
-            figures[stem] = Figure(sketch.title, " ".join(sketch.said), f"{folder}/{stem}", png, svg)
+        for spec in specs:
+            stem = _file_name(spec.stem, figures)
+            png, svg = drawing.rendered(spec.draw(spec.title))
+            figures[stem] = Figure(spec.title, " ".join(spec.said), f"{folder}/{stem}", png, svg)
     return list(figures.values())
 
 
-def _sketches(study: Study, qualities: Sequence[Quality]) -> Iterator[Sketch]:
+def _specs(study: Study, qualities: Sequence[Quality]) -> Iterator[FigureSpec]:
     if not study.points:
         return
     kinds = (
-        benchmark_sketches.by_sparsity,
-        benchmark_sketches.by_share,
-        benchmark_sketches.ablation,
-        benchmark_sketches.ranking,
+        by_benchmark.by_sparsity,
+        by_benchmark.by_share,
+        by_setting.ablation,
+        by_benchmark.ranking,
     )
     for of_a_benchmark in kinds:
         for quality in qualities:
             yield from of_a_benchmark(study, quality)
-    yield from stage_sketches.cost(study, qualities)
-    yield from stage_sketches.kept(study)
-    yield from stage_sketches.kurtosis(study)
+    yield from by_stage.cost(study, qualities)
+    yield from by_stage.kept(study)
+    yield from by_stage.kurtosis(study)
 
 
 def _file_name(text: str, taken: Container[str]) -> str:

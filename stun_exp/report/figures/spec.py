@@ -1,21 +1,22 @@
 """A figure before it is drawn: what is shown, and what its caption has to say."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from stun_exp.report.data.forms import LARGEST_NUMBER
+from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
 from stun_exp.report.data.points import Point
-from stun_exp.report.data.schema import LARGEST
 from stun_exp.report.data.studies import Study
-from stun_exp.report.figures import style as drawing
-from stun_exp.report.figures.style import Axis, Line, Reference
-from stun_exp.report.tables.results import lower_is_better, scale_and_digits
+from stun_exp.report.figures import charts
+from stun_exp.report.figures.axes import Axis, Reference, logarithmic, span_a_decade
+from stun_exp.report.figures.style import COLORS, Line
 
-MOST = 30
+MOST_METHODS = 30
 """Methods that one figure holds."""
-NAMED = 8
+NAMED_METHODS = 8
 """Methods that a caption names before it counts the rest."""
 
 Value = tuple[float, float | None] | None
@@ -25,7 +26,7 @@ Spots = Mapping[str, Sequence[tuple[float, Value]]]
 
 
 @dataclass(frozen=True)
-class Sketch:
+class FigureSpec:
     stem: str
     title: str
     said: list[str]
@@ -53,10 +54,10 @@ class Quality:
     def of(self, point: Point) -> Value:
         """None where it is missing, or not finite, or beyond what can be drawn."""
         measured, (scale, _) = point.measured(self.key), scale_and_digits(self.key)
-        if measured is None or not abs(measured.value) <= LARGEST:
+        if measured is None or not abs(measured.value) <= LARGEST_NUMBER:
             return None
         error = measured.error
-        return scale * measured.value, None if error is None or error > LARGEST else scale * error
+        return scale * measured.value, None if error is None or error > LARGEST_NUMBER else scale * error
 
     def unpruned(self, study: Study) -> Reference | None:
         value = self.of(study.unpruned) if study.unpruned else None
@@ -65,26 +66,26 @@ class Quality:
     def axis(self, drawn: Sequence[Line]) -> Axis:
         """A perplexity that explodes has a logarithmic one."""
         values = [value for line in drawn for value in line.y]
-        steep = self.lower_is_better and drawing.span_a_decade(values)
-        return drawing.logarithmic(self.name, values) if steep else Axis(self.name)
+        steep = self.lower_is_better and span_a_decade(values)
+        return logarithmic(self.name, values) if steep else Axis(self.name)
 
 
 def drawn_lines(study: Study, spots: Spots) -> tuple[list[Line], list[str]]:
     """What can be drawn of them, and what a caption says of the rest.
 
-    A method keeps its colour over all figures, as far as the colours go round.
+    A method keeps its color over all figures, as far as the colors go round.
     """
     known = {name: sorted((x, *value) for x, value in found if value) for name, found in spots.items()}
     names = [name for name, found in known.items() if found]
-    shown = names[:MOST]
-    colours = study.methods if set(shown) <= set(study.methods[: len(drawing.COLOURS)]) else shown
+    shown = names[:MOST_METHODS]
+    colors = study.methods if set(shown) <= set(study.methods[: len(COLORS)]) else shown
     lines = [
         Line(
             name,
             [x for x, _, _ in known[name]],
             [y for _, y, _ in known[name]],
             [error for _, _, error in known[name]],
-            colours.index(name),
+            colors.index(name),
         )
         for name in shown
     ]
@@ -93,13 +94,27 @@ def drawn_lines(study: Study, spots: Spots) -> tuple[list[Line], list[str]]:
         for name, found in spots.items()
         if len(known[name]) < len(found)
     ]
-    return lines, [*left_out("without a finite value", lacking), *left_out("for want of room", names[MOST:])]
+    return lines, [*left_out("without a finite value", lacking), *left_out("for want of room", names[MOST_METHODS:])]
+
+
+def line_figure(
+    study: Study, quality: Quality, against: str, x: Axis, spots: Spots, said: Sequence[str], joined: bool = True
+) -> Iterator[FigureSpec]:
+    """A benchmark against something, a line for each method, or points alone; none if nothing can be drawn."""
+    drawn, lacking = drawn_lines(study, spots)
+    if drawn:
+        yield FigureSpec(
+            f"{against}-{quality.task}",
+            f"{quality.task} against {against}",
+            [*about_quality(study, quality, drawn), *said, *lacking],
+            lambda title: charts.lines(title, drawn, x, quality.axis(drawn), quality.unpruned(study), joined),
+        )
 
 
 def left_out(why: str, names: Sequence[str]) -> list[str]:
     """The sentence about what a figure leaves out, if it leaves out anything."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"Left out, {why}: {', '.join(names[:NAMED])}{more}."] if names else []
+    more = f" and {len(names) - NAMED_METHODS} more" if len(names) > NAMED_METHODS else ""
+    return [f"Left out, {why}: {', '.join(names[:NAMED_METHODS])}{more}."] if names else []
 
 
 def about_errors(study: Study, lines: Iterable[Line]) -> list[str]:
@@ -125,7 +140,7 @@ def about_quality(study: Study, quality: Quality, lines: Iterable[Line]) -> list
 
 def mean_of_seeds(values: Sequence[float | None]) -> Value:
     """None if a value is missing or not finite."""
-    numbers = [value for value in values if value is not None and abs(value) <= LARGEST]
+    numbers = [value for value in values if value is not None and abs(value) <= LARGEST_NUMBER]
     if len(numbers) < len(values):
         return None
     return mean(numbers), stdev(numbers) / sqrt(len(numbers)) if len(numbers) > 1 else None

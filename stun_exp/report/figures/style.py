@@ -1,21 +1,20 @@
-"""How figures look: one width and one set of colours and markers, for paper, a telephone and a dark page."""
+"""How figures look: one width and one set of colors and markers, for paper, a telephone and a dark page."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
-from math import floor, log10
 from textwrap import fill
 from typing import Any
 
 INK, GRID, FAINT, PAPER = "#1f2530", "#dfe3e8", "#b4bbc4", "#ffffff"
-COLOURS = ("#4946dc", "#c48300", "#007057", "#9e63a1", "#831308", "#3c92f3", "#7e995c", "#2f2a6b")
-"""At 3 : 1 or more on the paper, and told apart with each kind of colour blindness."""
+COLORS = ("#4946dc", "#c48300", "#007057", "#9e63a1", "#831308", "#3c92f3", "#7e995c", "#2f2a6b")
+"""At 3 : 1 or more on the paper, and told apart with each kind of color blindness."""
 IN_THE_DARK = ("#857bff", "#ffe056", "#7afcd7", "#c07b9c", "#dd6e1f", "#a9deff", "#bcd57a", "#67a2e5")
 DARK = {INK: "#e4e8ee", GRID: "#333b46", FAINT: "#66707d", PAPER: "#1a1f27"} | dict(
-    zip(COLOURS, IN_THE_DARK, strict=True)
+    zip(COLORS, IN_THE_DARK, strict=True)
 )
-"""The twin that every colour but a heat map's has on a dark page."""
+"""What every color but a heat map's is on a dark page."""
 MARKERS = (("o", 6), ("s", 5.5), ("^", 6.5), ("D", 5), ("v", 6.5), ("P", 7), ("X", 7), ("*", 9))
 """With sizes that look alike."""
 WIDTH = 4.0
@@ -33,24 +32,7 @@ class Line:
     y: Sequence[float]
     error: Sequence[float | None]
     style: int
-    """Which of the colours and markers."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    label: str
-    scale: str = "linear"
-    """linear | log | symlog (logarithmic, but for a straight piece from 0 to the first tick above it) | names."""
-    ticks: dict[float, str] = field(default_factory=dict)
-    """Where they are and what they say; if there are none, matplotlib finds some."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A value to compare with, drawn dashed."""
-
-    name: str
-    value: float
+    """Which of the colors and markers."""
 
 
 @contextmanager
@@ -93,26 +75,6 @@ def rendered(figure: Any) -> tuple[bytes, str]:
     return png.getvalue(), svg.getvalue().decode()
 
 
-def span_a_decade(values: Sequence[float]) -> bool:
-    """Whether numbers look better on a logarithmic axis; 0 may be among them."""
-    above = [value for value in values if value > 0]
-    return min(values) >= 0 and bool(above) and max(above) >= 10 * min(above)
-
-
-def logarithmic(label: str, values: Sequence[float]) -> Axis:
-    """A logarithmic axis with ticks for these values, and a straight piece to 0 if that is one of them."""
-    above = [value for value in values if value > 0]
-    assert min(values) >= 0, values
-    if not above:
-        return Axis(label)
-    low, high = log10(min(above)), log10(max(above))
-    parts = (1, 2, 5) if high - low < 1.7 else (1,)
-    places = [part * 10.0**power for power in range(floor(low) - 1, floor(high) + 2) for part in parts]
-    ticks = [place for place in places if low - 0.2 <= log10(place) <= high + 0.2]
-    zero = [0.0] if min(values) == 0 else []
-    return Axis(label, "symlog" if zero else "log", {place: f"{place:g}" for place in (*zero, *ticks)})
-
-
 def draw_points(axes: Any, line: Line, joined: bool, small: bool = False) -> None:
     look = look_of(line.style) | {"linestyle": "-" if joined else "none", "linewidth": 1.4}
     if small:
@@ -123,7 +85,7 @@ def draw_points(axes: Any, line: Line, joined: bool, small: bool = False) -> Non
 def look_of(style: int) -> dict[str, Any]:
     marker, size = MARKERS[style % len(MARKERS)]
     return {
-        "color": COLOURS[style % len(COLOURS)],
+        "color": COLORS[style % len(COLORS)],
         "marker": marker,
         "markersize": size,
         "markeredgecolor": PAPER,  # a ring, where it lies on another
@@ -134,25 +96,6 @@ def look_of(style: int) -> dict[str, Any]:
 
 def error_bars(line: Line) -> list[float] | None:
     return [error or 0.0 for error in line.error] if any(line.error) else None
-
-
-def draw_reference(axes: Any, reference: Reference | None) -> None:
-    if reference:
-        across = {"xmin": 0, "xmax": 1, "transform": axes.get_yaxis_transform()}  # as axhline, which asks for limits
-        axes.hlines(reference.value, **across, label=reference.name, color=INK, linestyle="--", linewidth=1, zorder=1.5)
-
-
-def set_scales(axes: Any, x: Axis, y: Axis) -> None:
-    for letter, axis in (("x", x), ("y", y)):
-        straight = {"linthresh": min(tick for tick in axis.ticks if tick > 0)} if axis.scale == "symlog" else {}
-        if axis.scale == "names":
-            axes.margins(**{letter: 0.2})
-        elif axis.scale != "linear":
-            getattr(axes, f"set_{letter}scale")(axis.scale, **straight)
-        if axis.ticks:
-            getattr(axes, f"set_{letter}ticks")(list(axis.ticks), list(axis.ticks.values()))
-            getattr(axes, f"set_{letter}ticks")([], minor=True)
-        getattr(axes, f"set_{letter}label")(axis.label)
 
 
 def add_legend(figure: Any, axes: Any) -> None:

@@ -1,11 +1,9 @@
 """Tables for other programs: LaTeX with booktabs, and CSV."""
 
-import csv
-import io
+from stun_exp.report.tables.table import Cell, ResultsTable
 
-from stun_exp.report.tables.results import Cell, ResultsTable
-
-# One pass over the text, so that what stands for one character is not taken for others.
+# One pass over the text, so that what stands for one character is not taken for others. pandas' own escaping leaves
+# <, >, | and " as they are, of which packages make commands, and characters that LaTeX does not know.
 _LATEX = str.maketrans(
     {
         **{char: "\\" + char for char in "&%$#_{}"},
@@ -27,21 +25,21 @@ def latex(table: ResultsTable, caption: str) -> str:
 
     Columns of numbers are set to the right; notes stand in small type below.
     """
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escaped(caption)}}}",
-        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in table.numeric)}}}",
-        r"\toprule",
-        _line([_escaped(column) for column in table.columns]),
-        r"\midrule",
-        *(_line([_cell(cell) for cell in row]) for row in table.cells),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par\smallskip{{\footnotesize {_escaped(note)}\par}}" for note in table.notes),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    from pandas import DataFrame
+
+    cells = [[_cell(cell) for cell in row] for row in table.cells]
+    style = DataFrame(cells, columns=range(len(table.columns))).style.hide(axis="index")
+    headings: dict[object, str] = {place: _escaped(column) for place, column in enumerate(table.columns)}
+    style.format_index(headings.__getitem__, axis="columns")  # by their places: two may be equal
+    text: str = style.to_latex(
+        hrules=True,
+        column_format="".join("r" if number else "l" for number in table.numeric),
+        caption=_escaped(caption),
+        position_float="centering",
+    )
+    end = "\\end{table}\n"
+    notes = "".join(rf"\par\smallskip{{\footnotesize {_escaped(note)}\par}}" + "\n" for note in table.notes)
+    return text.removesuffix(end) + notes + end
 
 
 def comma_separated(table: ResultsTable) -> str:
@@ -49,15 +47,17 @@ def comma_separated(table: ResultsTable) -> str:
 
     Text that a spreadsheet would take for a formula begins with an apostrophe.
     """
+    from pandas import DataFrame
+
     errors = [any(row[i].error is not None for row in table.cells) for i in range(len(table.columns))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     pairs = zip(table.columns, errors, strict=True)
-    headings = [name for column, error in pairs for name in [column, f"{column} stderr"][: 1 + error]]
-    writer.writerow(map(_no_formula, headings))
-    for row in table.cells:
-        writer.writerow([part for cell, error in zip(row, errors, strict=True) for part in _exact(cell)[: 1 + error]])
-    return text.getvalue()
+    headings = [_no_formula(name) for column, error in pairs for name in [column, f"{column} stderr"][: 1 + error]]
+    rows = [
+        [part for cell, error in zip(row, errors, strict=True) for part in _exact(cell)[: 1 + error]]
+        for row in table.cells
+    ]
+    text: str = DataFrame(rows, columns=headings).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def _exact(cell: Cell) -> list[str]:
@@ -85,7 +85,3 @@ def _cell(cell: Cell) -> str:
 
 def _escaped(text: str) -> str:
     return " ".join(text.split()).translate(_LATEX)  # an empty line would end a cell
-
-
-def _line(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"

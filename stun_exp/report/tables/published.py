@@ -1,62 +1,46 @@
-"""Published figures beside ours, and whether they agree.
+"""Published figures beside ours, and whether they agree."""
 
-published.csv has them with their source. `status` is `primary` where the paper or its code was read, `unverified` where
-somebody's note of it was. What follows `source` says which of our runs a row is about: the pack, the model's card, the
-method, further settings, our metrics (a row is about their mean), and shots where they are stated. Where that is left
-empty, `remark` says why; elsewhere it says what is not known.
-"""
-
-import csv
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from math import isfinite, sqrt
-from pathlib import Path
 from statistics import mean
 
-from stun_exp.report.data.points import Measured, Point, Report, flat_settings, points
-from stun_exp.report.tables.results import Cell, ResultsTable, lower_is_better, scale_and_digits
+from stun_exp.report.data.metrics import lower_is_better, scale_and_digits
+from stun_exp.report.data.points import Measured, Point, points
+from stun_exp.report.data.run_settings import RunReport
+from stun_exp.report.tables.published_rows import (
+    SPARSITY_TOLERANCE,
+    PublishedRow,
+    has_settings,
+    is_of_method,
+    is_of_model,
+    is_of_pack,
+    is_of_toy_version,
+    our_metric_keys,
+    published_rows,
+)
+from stun_exp.report.tables.table import Cell, ResultsTable
 
-BUNDLED = "bundled:"
-FILE = Path(__file__).with_name("published.csv")
-TWINS = {
-    "c4": "toy",
-    "math": "toy_maths",
-    "gsm8k": "toy_gsm8k",
-    "arc_challenge": "toy_arc",
-    "hellaswag": "toy_hellaswag",
-    "mmlu": "toy_mmlu",
-}
-"""What stands for a calibration text or a benchmark in the twin of a pack on a bundled model."""
-TOLERANCE = 0.005
-"""How far our sparsity may be from the published one, which is printed in whole percents."""
 NOT_COMPARABLE = "not comparable: "
 WITHIN = 1.96
 """Standard errors in which a difference is taken for noise: 95 % of a normal distribution."""
 
-Row = Mapping[str, str]
 
+def published_table(reports: Sequence[RunReport]) -> ResultsTable | None:
+    """A row for each published figure of these runs' methods, on their model or in the toy version of their pack.
 
-@cache
-def published_rows() -> list[Row]:
-    """Every published figure, as published.csv has it."""
-    with FILE.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def compare(reports: Sequence[Report]) -> ResultsTable | None:
-    """A row for each published figure of these runs' methods, on their model or on the one that it is a twin of.
-
-    Ours, theirs, the difference, our standard error over items and seeds (theirs is not known), and a verdict: within
-    1.96 standard errors, better, worse, or why the two cannot be compared. Accuracies are in percent. None if nothing
-    was published of these runs.
+    Returns:
+        Ours, theirs, the difference, our standard error over items and seeds (theirs is not known), and a verdict:
+        within 1.96 standard errors, better, worse, or why the two cannot be compared. Accuracies are in percent. None
+        if nothing was published of these runs.
     """
     found = points(reports)
     lines: list[list[Cell]] = []
     remarks, not_run = dict[str, None](), dict[str, None]()
     for row in published_rows():
-        near = [point for point in found if _is_method(row, point) and (_is_model(row, point) or _is_twin(row, point))]
-        same = [point for point in near if _has_settings(row, point)]
-        if not same and any(_is_of_pack(row, point) for point in near):
+        of_method = [point for point in found if is_of_method(row, point)]
+        near = [point for point in of_method if is_of_model(row, point) or is_of_toy_version(row, point)]
+        same = [point for point in near if has_settings(row, point)]
+        if not same and any(is_of_pack(row, point) for point in near):
             share = f"{100 * float(row['sparsity']):g} %"
             not_run[f"{row['table']}, {row['model']}, {row['method']}, {share}"] = None
         for point in same:
@@ -83,42 +67,9 @@ def with_verdict(table: ResultsTable) -> ResultsTable:
     return ResultsTable(table.columns, compared, notes)
 
 
-def _is_method(row: Row, point: Point) -> bool:
-    if row["our_method"] == "unpruned":
-        return point.is_unpruned
-    return not point.is_unpruned and bool(row["our_method"]) and row["our_method"] == _choice(point, "method")
-
-
-def _is_model(row: Row, point: Point) -> bool:
-    return bool(row["model_card"]) and row["model_card"] == _choice(point, "model")
-
-
-def _is_twin(row: Row, point: Point) -> bool:
-    """Whether the run is of the pack's twin, on a bundled model."""
-    return _is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(BUNDLED)
-
-
-def _is_of_pack(row: Row, point: Point) -> bool:
-    return bool(row["pack"]) and row["pack"] == _choice(point, "experiment").rpartition("/")[2]
-
-
-def _has_settings(row: Row, point: Point) -> bool:
-    """Whether the run has the row's sparsity and settings; a twin stands for sizes that its model is too small for."""
-    if point.is_unpruned:
-        return True
-    asked = {"recovery": "none", "skipping": "none", **dict(text.split("=") for text in row["our_settings"].split())}
-    ours = flat_settings(point.reports[0])
-    of_twin = not _is_model(row, point)
-    for key, value in asked.items():
-        is_twins = of_twin and (key.startswith("calibration.") or ours.get(key) == TWINS.get(value))
-        if ours.get(key) != value and not is_twins:
-            return False
-    return abs(point.sparsity - float(row["sparsity"])) <= TOLERANCE
-
-
-def _measured(row: Row, point: Point) -> Measured | None:
+def _measured(row: PublishedRow, point: Point) -> Measured | None:
     """Our figure: of several metrics the mean, with the errors of independent ones; None if one is lacking."""
-    found = [point.measured(key) for key in _keys(row, point)]
+    found = [point.measured(key) for key in our_metric_keys(row, point)]
     known = [one for one in found if one is not None]
     if not known or len(known) < len(found):
         return None
@@ -127,16 +78,7 @@ def _measured(row: Row, point: Point) -> Measured | None:
     return Measured(value, noise, noise)
 
 
-def _keys(row: Row, point: Point) -> list[str]:
-    """Our metrics; those of a twin's benchmarks where the model is another."""
-    keys = row["our_metrics"].split()
-    if _is_model(row, point):
-        return keys
-    parts = [key.partition("/") for key in keys]
-    return [f"{TWINS.get(task, task)}/{metric}" for task, _, metric in parts]
-
-
-def _ours(row: Row, point: Point) -> list[Cell]:
+def _ours(row: PublishedRow, point: Point) -> list[Cell]:
     """Our side of a row, and the verdict."""
     measured, why = _measured(row, point), _hindrances(row, point)
     verdict = NOT_COMPARABLE + "; ".join(why)
@@ -158,25 +100,25 @@ def _ours(row: Row, point: Point) -> list[Cell]:
     ]
 
 
-def _hindrances(row: Row, point: Point) -> list[str]:
+def _hindrances(row: PublishedRow, point: Point) -> list[str]:
     """Why the two figures cannot be compared."""
     report, measured = point.reports[0], _measured(row, point)
-    why = [] if _is_model(row, point) else ["a toy twin, another model"]
+    why = [] if is_of_model(row, point) else ["a toy version, another model"]
     if not row["our_metrics"]:
         return [*why, row["remark"]]
     if (limit := report["settings"]["eval"].get("limit")) is not None:
         why.append(f"eval.limit={limit}")
     if not point.is_unpruned:
         removed, published = report["experts"]["ratio"], row["expert_sparsity"]
-        if published and abs(removed - float(published)) > TOLERANCE:
+        if published and abs(removed - float(published)) > SPARSITY_TOLERANCE:
             why.append(f"{100 * removed:.1f} % of the experts removed and not {100 * float(published):g} %")
         total = report["sparsity"]["achieved"]
         # Where experts make all of it, it is their share that is published, and not that of the weights.
-        if published != row["sparsity"] and abs(total - float(row["sparsity"])) > TOLERANCE:
+        if published != row["sparsity"] and abs(total - float(row["sparsity"])) > SPARSITY_TOLERANCE:
             why.append(f"total sparsity {100 * total:.1f} %")
     if measured is None:
         return [*why, f"another metric, our run has no {row['our_metrics']}"]
-    shots = {str(point.metrics[0][key]["num_fewshot"]) for key in _keys(row, point)}
+    shots = {str(point.metrics[0][key]["num_fewshot"]) for key in our_metric_keys(row, point)}
     if row["num_fewshot"] and shots != {row["num_fewshot"]}:
         why.append(f"{', '.join(sorted(shots))} shots and not {row['num_fewshot']}")
     if not isfinite(measured.value):
@@ -188,15 +130,11 @@ def _hindrances(row: Row, point: Point) -> list[str]:
     return why
 
 
-def _theirs(row: Row) -> list[Cell]:
+def _theirs(row: PublishedRow) -> list[Cell]:
     share, value = 100 * float(row["sparsity"]), float(row["value"])
     mark = "" if row["status"] == "primary" else f" ({row['status']})"
     texts = [row["paper"], row["table"], row["model"], row["method"]]
     return [*map(Cell, texts), Cell(f"{share:g} %", share), Cell(row["task"]), Cell(f"{row['value']}{mark}", value)]
-
-
-def _choice(point: Point, group: str) -> str:
-    return str(point.reports[0].get("choices", {}).get(group) or "")
 
 
 def _notes(lines: Sequence[Sequence[Cell]]) -> list[str]:

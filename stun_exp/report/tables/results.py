@@ -1,80 +1,34 @@
 """Tables from report.json files alone: what a table is, and the one of results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from math import hypot, isclose, isfinite
 from statistics import mean
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from stun_exp.report.data.metrics import headlines, lower_is_better, scale_and_digits
+from stun_exp.report.data.points import Measured, Point, points
+from stun_exp.report.data.run_settings import RunReport
+from stun_exp.report.tables.table import Cell, ResultsTable
 
-from stun_exp.report.data.points import Measured, Point, Report, points
-from stun_exp.utils import markdown
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One place of a table: text for people; behind it a number and its standard error, in the same unit."""
-
-    text: str
-    value: float | None = None
-    error: float | None = None
-    bold: bool = False
+COSTS = ("calibration passes", "selection (s)", "peak GiB", "total (s)")
+CHARGED = (
+    "Seconds are charged: those of the run itself, and what each result that it took from the cache took when it was "
+    "computed."
+)
 
 
-@dataclass(frozen=True)
-class ResultsTable:
-    """A table, and what has to be said below it."""
-
-    columns: list[str]
-    cells: list[list[Cell]]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """The texts alone."""
-        return [[cell.text for cell in row] for row in self.cells]
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Of each column, whether it holds numbers."""
-        return [any(row[place].value is not None for row in self.cells) for place in range(len(self.columns))]
-
-    def show(self) -> None:
-        """Prints it on standard output, in full width where that is not a terminal."""
-        console = Console()
-        if not console.is_terminal:
-            console.width = 200
-        table = Table(*(Column(name, overflow="fold") for name in self.columns), box=SIMPLE_HEAD, pad_edge=False)
-        for row in self.cells:  # a name may hold brackets
-            table.add_row(*(f"[bold]{escape(cell.text)}[/]" if cell.bold else escape(cell.text) for cell in row))
-        if self.cells:
-            console.print(table)
-        for note in self.notes:
-            console.print(note, markup=False)
-
-    def markdown(self) -> str:
-        columns = [markdown.text(column) for column in self.columns]
-        rows = [[_bold(markdown.text(cell.text), cell.bold) for cell in row] for row in self.cells]
-        lines = [columns, ["---"] * len(columns), *rows]
-        notes = [f"\n{markdown.paragraphs(note)}\n" for note in self.notes]
-        return "".join([*("| " + " | ".join(line) + " |\n" for line in lines), *notes])
-
-
-def results_table(reports: Sequence[Report]) -> ResultsTable:
+def results_table(reports: Sequence[RunReport]) -> ResultsTable:
     """A row for each point: means over its seeds, accuracies in percent, perplexities as they are.
 
     Bold, for each benchmark, among points of one sparsity: the best, and what lies within one standard error of the
     difference. That takes both errors for independent, which on the same items makes it wide (see `significance`).
 
-    `skipped`, where any run skips: share of the experts chosen for the benchmarks' tokens that were not run. What
-    choosing the experts cost: `passes` of the whole model over the calibration tokens, where a layer that runs every
-    expert on every token counts num_experts / top_k; wall seconds; and the largest peak of memory before the
-    evaluation, the device's where there is one. `seconds` are the whole run's.
+    `skipped`, where any run skips: share of the experts routed to for the benchmarks' tokens that were not run. What
+    the selection of experts cost: `calibration passes` of the whole model over the calibration tokens, where a layer
+    that runs every expert on every token counts num_experts / top_k; and seconds. The largest peak of memory before the
+    evaluation, the device's where there is one. `total (s)` is the whole run's. All seconds are charged ones, so that
+    methods are compared, and not what lay in the cache.
     """
     found, figures = points(reports), headlines(reports)
     settings = list(dict.fromkeys(name for point in found for name in point.settings))
@@ -82,7 +36,7 @@ def results_table(reports: Sequence[Report]) -> ResultsTable:
     several = any(len(point.reports) > 1 for point in found)
     skipping = any(report.get("skipping") for report in reports)
     columns = ["method", *settings, *["seeds"] * several, "experts removed", "total sparsity"]
-    columns += [*["skipped"] * skipping, *column_names(figures), "passes", "choosing (s)", "peak GiB", "seconds"]
+    columns += [*["skipped"] * skipping, *column_names(figures), *COSTS]
     rows = [
         [
             Cell(point.name),
@@ -96,24 +50,6 @@ def results_table(reports: Sequence[Report]) -> ResultsTable:
         for point in found
     ]
     return ResultsTable(columns, rows, tuple(_notes(reports, found, several, bool(best))))
-
-
-def headlines(reports: Sequence[Report]) -> dict[str, str]:
-    """Key of each benchmark's headline metric -> the benchmark, over all runs."""
-    keys: dict[str, str] = {}
-    for report in reports:
-        for benchmark in report["settings"]["eval"].get("benchmarks", {}).values():
-            keys.setdefault(f"{benchmark['task']}/{benchmark['metric']}", benchmark["task"])
-    return keys
-
-
-def scale_and_digits(key: str) -> tuple[float, int]:
-    """How a metric is shown: accuracies in percent, perplexities as they are."""
-    return (1.0, 3) if lower_is_better(key) else (100.0, 1)
-
-
-def lower_is_better(key: str) -> bool:
-    return "perplexity" in key or "bits" in key
 
 
 def column_names(figures: dict[str, str]) -> list[str]:
@@ -166,14 +102,14 @@ def _skipped(point: Point) -> Cell:
 def _costs(point: Point) -> list[Cell]:
     """Means over the seeds, and the largest peak."""
     if point.is_baseline:
-        return [Cell("-")] * 4
+        return [Cell("-")] * len(COSTS)
     costs = [report["cost"] for report in point.reports]
     passes = mean(cost["experts"]["forward_passes"] for cost in costs)
     return [
         Cell(passes_text(passes), passes),
-        _number(mean(cost["experts"]["wall_seconds"] for cost in costs), "{:.1f}"),
+        _number(mean(cost["experts"]["charged_seconds"] for cost in costs), "{:.1f}"),
         _number(max(_peak_gib(cost) for cost in costs), "{:.2f}"),
-        _number(mean(sum(stage["wall_seconds"] for stage in cost.values()) for cost in costs), "{:.0f}"),
+        _number(mean(sum(stage["charged_seconds"] for stage in cost.values()) for cost in costs), "{:.0f}"),
     ]
 
 
@@ -183,15 +119,11 @@ def _peak_gib(cost: dict[str, dict[str, Any]]) -> float:
     return max(float(host if device is None else device) for device, host in peaks)
 
 
-def _bold(escaped: str, bold: bool) -> str:
-    return f"**{escaped}**" if bold else escaped
-
-
 def _number(value: float, form: str) -> Cell:
     return Cell(form.format(value), value)
 
 
-def _notes(reports: Sequence[Report], found: Sequence[Point], several: bool, best: bool) -> list[str]:
+def _notes(reports: Sequence[RunReport], found: Sequence[Point], several: bool, best: bool) -> list[str]:
     notes = []
     if several:
         notes.append(
@@ -203,6 +135,8 @@ def _notes(reports: Sequence[Report], found: Sequence[Point], several: bool, bes
             "Bold, among rows of one sparsity: the best, and all within one standard error of the difference from it "
             "(over items and seeds)."
         )
+    if not all(point.is_baseline for point in found):
+        notes.append(CHARGED)
     if any(point.is_baseline for point in found):
         measured = [report["baseline"]["metrics"] for report in reports if report.get("baseline")]
         first = "" if measured.count(measured[0]) == len(measured) else "; not all runs have the same figures for it"

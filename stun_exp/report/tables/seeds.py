@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import mean, stdev
 
-from stun_exp.report.data.points import Measured, Report
-from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell, headlines
+from stun_exp.report.data.metrics import headlines
+from stun_exp.report.data.points import Measured
+from stun_exp.report.data.run_settings import RunReport
+from stun_exp.report.tables.results import column_names, figure_cell
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 
-def differences_table(reports: Sequence[Report], reference: str) -> ResultsTable:
+def differences_table(reports: Sequence[RunReport], reference: str) -> ResultsTable:
     """One row a method: its figures minus those of `reference` on the same calibration text, mean over seeds ± error.
 
-    ValueError if the reference is not among the reports, or shares no seed with a method, or if two runs have one name
-    and seed.
+    Raises:
+        ValueError: The reference is not among the reports, or shares no seed with a method, or two runs have one name
+            and seed.
     """
     methods = _by_method(reports)
     if again := _ambiguous(reports):
@@ -32,20 +36,20 @@ def differences_table(reports: Sequence[Report], reference: str) -> ResultsTable
     return ResultsTable([f"method minus {reference}", "seeds", *column_names(figures)], rows)
 
 
-def _by_method(reports: Sequence[Report]) -> Mapping[str, Mapping[int, Report]]:
-    methods: dict[str, dict[int, Report]] = {}
+def _by_method(reports: Sequence[RunReport]) -> Mapping[str, Mapping[int, RunReport]]:
+    methods: dict[str, dict[int, RunReport]] = {}
     for report in reports:
         methods.setdefault(report["name"], {})[report["seed"]] = report
     return methods
 
 
-def _ambiguous(reports: Sequence[Report]) -> tuple[str, int] | None:
+def _ambiguous(reports: Sequence[RunReport]) -> tuple[str, int] | None:
     """A name and seed that two runs have."""
     runs = [(report["name"], report["seed"]) for report in reports]
     return next((run for run in runs if runs.count(run) > 1), None)
 
 
-def _value(report: Report, key: str) -> float:
+def _value(report: RunReport, key: str) -> float:
     return float(report["metrics"][key]["value"])
 
 

@@ -1,4 +1,4 @@
-"""Paired tests between points on the same items: is one better than the other, or lucky with the items?"""
+"""Paired tests between points on the same items: do they differ significantly?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,24 +8,25 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from stun_exp.report.data.points import Measured, Point, Report, points
+from stun_exp.report.data.metrics import headlines
+from stun_exp.report.data.points import Measured, Point, points
+from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.samples import SAMPLES, Items, check_same_items, read_samples
-from stun_exp.report.tables.results import Cell, ResultsTable, column_names, figure_cell, headlines
+from stun_exp.report.tables.paired import holm, paired_p
+from stun_exp.report.tables.results import column_names, figure_cell
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 LEVEL = 0.05
-"""Below it a difference stands out."""
+"""Below it a difference is significant."""
 SMALLEST = 0.001
 """Below it a p-value is shown as such."""
-MOST_EXACT = 50
-"""Items up to which Wilcoxon's distribution is the exact one: scipy's own limit, which it would lower for ties."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class PointPair:
     """Two points, and the runs that they have on the same seeds, in step."""
 
     a: Point
@@ -34,7 +35,7 @@ class Pair:
     """Of the runs among all reports."""
 
 
-def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]) -> ResultsTable | None:
+def significance_table(reports: Sequence[RunReport], folders: Sequence[Path | None]) -> ResultsTable | None:
     """A row for each two points of one sparsity that differ in one thing, method or setting; None if there are none.
 
     For each benchmark the difference of the figures, over the seeds that both have, and its p-value: of the exact
@@ -42,8 +43,13 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
     over the pairs of the table. With several seeds an item's value is its mean over them, so the test speaks of items
     and not of calibration texts. Bold: p below 0.05.
 
-    `folders` hold each run's samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a note says so.
-    ValueError if two runs answered different items.
+    Args:
+        reports: Of runs that may stand in one table.
+        folders: Each run's own, with its samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a
+            note says so.
+
+    Raises:
+        ValueError: Two runs answered different items.
     """
     pairs = list(_pairs(points(reports)))
     figures = headlines(reports)
@@ -71,41 +77,7 @@ def significance_table(reports: Sequence[Report], folders: Sequence[Path | None]
     return ResultsTable(["A", "B", "sparsity", *headings], rows, tuple(notes))
 
 
-def paired_p(a_PI: "NDArray[np.float64]", b_PI: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Two-sided p-values of P pairs on the same I items: exact McNemar of 0 and 1, else Wilcoxon; all pairs at once.
-
-    McNemar's is the sign test of the items that one point alone gets right. Wilcoxon's leaves out equal values too; its
-    distribution is exact up to 50 items, as if there were no ties, and normal beyond. NaN if a value is no number.
-    """
-    import numpy as np
-    from scipy.stats import binomtest, wilcoxon
-
-    p = np.ones(len(a_PI))
-    differing = (a_PI != b_PI).any(axis=1)
-    binary = (np.isin(a_PI, (0, 1)) & np.isin(b_PI, (0, 1))).all(axis=1)
-    wins, losses = (a_PI > b_PI).sum(axis=1), (a_PI < b_PI).sum(axis=1)
-    for pair in np.flatnonzero(differing & binary):
-        p[pair] = binomtest(wins[pair], wins[pair] + losses[pair]).pvalue
-    finite = np.isfinite(a_PI).all(axis=1) & np.isfinite(b_PI).all(axis=1)
-    p[~finite] = nan
-    graded = differing & finite & ~binary
-    if graded.any():
-        method = "exact" if a_PI.shape[1] <= MOST_EXACT else "asymptotic"
-        p[graded] = wilcoxon(a_PI[graded], b_PI[graded], zero_method="wilcox", method=method, axis=1).pvalue
-    return p
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values after Holm's step-down correction (1979), in the same order; NaN is no test and stays NaN."""
-    order = sorted((i for i, p in enumerate(p_values) if p == p), key=lambda i: p_values[i])
-    corrected, largest = [nan] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
-def _pairs(found: Sequence[Point]) -> Iterator[Pair]:
+def _pairs(found: Sequence[Point]) -> Iterator[PointPair]:
     """Pairs with a seed in common; a setting that one point does not have goes with its method."""
     for a, b in combinations((point for point in found if not point.is_unpruned), 2):
         things = [a.settings[key] != b.settings[key] for key in a.settings.keys() & b.settings.keys()]
@@ -113,7 +85,7 @@ def _pairs(found: Sequence[Point]) -> Iterator[Pair]:
         of_b = {report["seed"]: place for report, place in zip(b.reports, b.places, strict=True)}
         places = [(p, of_b[r["seed"]]) for r, p in zip(a.reports, a.places, strict=True) if r["seed"] in of_b]
         if places and a.sparsity == b.sparsity and sum(things) <= 1:
-            yield Pair(a, b, tuple(places))
+            yield PointPair(a, b, tuple(places))
 
 
 def _samples(
@@ -133,7 +105,7 @@ def _samples(
     return samples, damaged
 
 
-def _labels(pair: Pair) -> list[str]:
+def _labels(pair: PointPair) -> list[str]:
     """What to call the two: where all else is alike, by the experts that went."""
     both = (pair.a, pair.b)
     if pair.a.label != pair.b.label:
@@ -142,7 +114,7 @@ def _labels(pair: Pair) -> list[str]:
 
 
 def _p_values(
-    key: str, pairs: Sequence[Pair], samples: Mapping[int, Mapping[str, Items]], folders: Sequence[Path | None]
+    key: str, pairs: Sequence[PointPair], samples: Mapping[int, Mapping[str, Items]], folders: Sequence[Path | None]
 ) -> list[float]:
     """Of one metric, for each pair; NaN where a run has no samples of it."""
     import numpy as np
@@ -163,7 +135,7 @@ def _p_values(
     return p_values
 
 
-def _difference(key: str, pair: Pair, reports: Sequence[Report]) -> Cell:
+def _difference(key: str, pair: PointPair, reports: Sequence[RunReport]) -> Cell:
     metrics = [(reports[a]["metrics"], reports[b]["metrics"]) for a, b in pair.places]
     if not all(key in a and key in b for a, b in metrics):
         return Cell("-")

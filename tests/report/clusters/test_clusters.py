@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from stun_exp.report.clusters.command import (
+from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
+from stun_exp.report.clusters.command import main, write_agreement
+from stun_exp.report.clusters.runs import (
     ClusteredRun,
     adjusted_rand_index,
     agreement,
-    main,
-    read_runs,
+    kept_by_budget,
+    read_clustered_runs,
     repeated,
     stability,
-    write_agreement,
 )
-from stun_exp.report.clusters.figures import _counts_by_budget
 
 Clusters = list[list[int]]
 FIGURES = ["agreement", "cluster_sizes", "dendrograms", "experts_kept", "mass_moved", "within_cluster_distance"]
@@ -86,7 +86,7 @@ def test_adjusted_rand_index_counts_pairs_and_is_zero_by_chance() -> None:
 def test_agreement_is_between_each_two_similarities(tmp_path: Path) -> None:
     """A and B join a pair each, not the same: (0 - 1/6) / (1 - 1/6) = -0.2. C joins both: (1 - 1/3) / (3/2 - 1/3)."""
     write(tmp_path, [layer(0, alone(A, B, C)), layer(7, alone(A, None, A))])
-    (run,) = read_runs(tmp_path)
+    (run,) = read_clustered_runs(tmp_path)
     first, second = agreement(run)
     assert first == pytest.approx(
         {"layer": 0, "router-coactivation": -0.2, "router-outputs": 4 / 7, "coactivation-outputs": 4 / 7}
@@ -99,7 +99,7 @@ def test_stability_is_over_runs_of_equal_settings(tmp_path: Path) -> None:
     for number, outputs in enumerate((A, A, B)):
         write(tmp_path / str(number), [layer(0, alone(A, B, outputs))], kappa=3)
     write(tmp_path / "3", [layer(0, alone(A, B, C))], kappa=0)
-    (group,) = repeated(read_runs(tmp_path))
+    (group,) = repeated(read_clustered_runs(tmp_path))
     assert [run.name for run in group] == ["0", "1", "2"]
     (row,) = stability(group)
     assert row == pytest.approx({"layer": 0, "clusters": 1, "router": 1, "coactivation": 1, "outputs": 0.2})
@@ -108,12 +108,28 @@ def test_stability_is_over_runs_of_equal_settings(tmp_path: Path) -> None:
 def test_budgets_are_looked_up_on_the_paths() -> None:
     """Of two layers of four, 25 % is two experts: the merges at 1; 50 % also takes those at 2. More leaves too few."""
     run = ClusteredRun("x", Path(), {"linkage": "complete"}, [layer(0, {}), layer(1, {})])
-    shares, counts = _counts_by_budget(run)
+    shares, counts = kept_by_budget(run)
     by_share = dict(zip([round(share, 2) for share in shares], zip(*counts, strict=True), strict=True))
     assert by_share[0.25] == (3, 3)
     assert by_share[0.5] == (2, 2)
     assert by_share[0.4] == (2, 3)
     assert max(by_share) == 0.55  # 4.4 of 8 is still 4
+
+
+def test_budgets_are_those_that_the_pruner_would_cut_at() -> None:
+    """Against its own cut, with equal heights in two layers, and a layer of two groups that lose equally many."""
+    random, layers = Random(0), []
+    for index, (experts, stride) in enumerate([(8, 1), (6, 1), (8, 2)]):
+        steps = sorted(random.choice([0.5, 1.0, 1.5, 2.0]) for _ in range(experts // stride - 1))
+        heights = [height for height in steps for _ in range(stride)]
+        found = {"num_experts": experts, "min_experts": 2, "stride": stride, "pairs": [], "heights": heights}
+        layers.append({"layer": index} | found)
+    shares, counts = kept_by_budget(ClusteredRun("x", Path(), {"linkage": "complete"}, layers))
+    paths = [MergePath(each["num_experts"], [], each["heights"], each["stride"]) for each in layers]
+    for share, kept in zip(shares, zip(*counts, strict=True), strict=True):
+        merges = cut_globally(paths, [2] * 3, round(22 * share))
+        assert kept == tuple(path.num_experts - n for path, n in zip(paths, merges, strict=True))
+    assert max(shares) == pytest.approx(0.75)  # 16.5 of 22, which is 16: six have to stay
 
 
 def test_a_sweep_gets_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,8 +201,8 @@ def test_a_folder_without_clusters_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_a_file_of_another_is_not_written_over(tmp_path: Path) -> None:
     file = tmp_path / "agreement.json"
     file.write_text('{"mine": 1}')
-    (said,) = write_agreement([], tmp_path)
+    said = write_agreement([], tmp_path)
     assert "not written, a file that stun-clusters has not written is there" in said
     assert file.read_text() == '{"mine": 1}'
     file.unlink()
-    assert write_agreement([], tmp_path) == write_agreement([], tmp_path) == [f"wrote {file}"]
+    assert write_agreement([], tmp_path) == write_agreement([], tmp_path) == f"wrote {file}"

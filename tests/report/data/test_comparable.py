@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from stun_exp.report.data.comparable import comparable_sets
-from stun_exp.report.data.read import Run
+from stun_exp.report.data.read import ReportedRun
 
 Make = Callable[..., dict[str, Any]]
 
 
-def runs(*reports: dict[str, Any]) -> list[Run]:
-    return [Run(report, f"run{number}", None) for number, report in enumerate(reports)]
+def runs(*reports: dict[str, Any]) -> list[ReportedRun]:
+    return [ReportedRun(report, f"run{number}", None) for number, report in enumerate(reports)]
 
 
 def refusal(*reports: dict[str, Any]) -> list[str]:

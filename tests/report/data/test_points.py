@@ -1,4 +1,4 @@
-"""Which runs are one point, and which settings have a column."""
+"""Which runs are one point, and its figures."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from stun_exp.report.data.points import points, shown_settings
+from stun_exp.report.data.points import points
+from stun_exp.report.data.run_settings import shown_settings
 
 Make = Callable[..., dict[str, Any]]
 KEY = "arc/acc,none"
@@ -52,32 +53,6 @@ def test_what_differs_between_methods_has_no_column(make_report: Make) -> None:
     assert shown_settings([stun, wanda, other]) == {"expert_pruner.lambda2": "lambda2"}
     found = points([stun, wanda, other])
     assert [point.settings for point in found] == [{"lambda2": "0.0"}, {"lambda2": "1.0"}, {}]
-
-
-def test_a_choice_stands_for_the_settings_that_it_brings(make_report: Make) -> None:
-    """But not for one that was set beside it."""
-
-    def calibrated(choice: str, path: str, number: int) -> dict[str, Any]:
-        calibration = {"_target_": f"stun_exp.calibration.protocol.{choice}", "path": path, "num_sequences": number}
-        return make_report(choices={"calibration": choice}, calibration=calibration)
-
-    c4, maths = calibrated("c4", "a", 64), calibrated("maths", "b", 64)
-    assert shown_settings([c4, maths]) == {"calibration": "calibration"}
-    fewer = [calibrated("c4", "a", 8), calibrated("maths", "b", 8)]
-    assert shown_settings([c4, maths, *fewer]) == {
-        "calibration": "calibration",
-        "calibration.num_sequences": "num_sequences",
-    }
-
-
-def test_settings_with_one_ending_keep_their_whole_names(make_report: Make) -> None:
-    """Two settings that happen to change together are both shown."""
-    recovery = [{"num_sequences": number} for number in (10, 20)]
-    reports = [
-        make_report(recovery=one, **{"calibration.num_sequences": number})
-        for number, one in zip((1, 2), recovery, strict=True)
-    ]
-    assert set(shown_settings(reports).values()) == {"calibration.num_sequences", "recovery.num_sequences"}
 
 
 def test_sparsity_and_expert_ratio_tell_points_apart_without_a_column_of_their_own(make_report: Make) -> None:

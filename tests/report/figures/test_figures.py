@@ -9,8 +9,9 @@ import pytest
 
 from stun_exp.report.figures import charts
 from stun_exp.report.figures import style as drawing
+from stun_exp.report.figures.axes import Axis, Reference, logarithmic
 from stun_exp.report.figures.draw import Figure, draw_figures, draw_figures_over_models
-from stun_exp.report.figures.style import Axis, Line, Reference
+from stun_exp.report.figures.style import Line
 
 ARC, TEXT = "arc/acc,none", "text/byte_perplexity,none"
 BENCHMARKS = {
@@ -65,7 +66,7 @@ def report(
         },
         "metrics": metrics,
         "baseline": None if baseline is None else {"metrics": {ARC: metric(baseline, 0.01)}},
-        "cost": {"experts": {"wall_seconds": seconds, "forward_passes": passes}},
+        "cost": {"experts": {"wall_seconds": 0.0, "charged_seconds": seconds, "forward_passes": passes}},
     }
 
 
@@ -75,7 +76,7 @@ def metric(value: float, stderr: float | None) -> dict[str, Any]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sketches figures without rendering them; (the figure, what matplotlib would draw of it), by name of file."""
+    """Draws figures without rendering them; (the figure, what matplotlib would draw of it), by name of file."""
 
     def write(reports: Sequence[dict[str, Any]], over_models: bool = False) -> dict[str, tuple[Figure, Any]]:
         drawn: list[Any] = []
@@ -116,7 +117,7 @@ def test_a_line_is_the_mean_over_seeds_with_its_standard_error(shown: Any) -> No
 
 @pytest.mark.parametrize("as_run", [False, True])
 def test_the_unpruned_model_is_dashed(shown: Any, as_run: bool) -> None:
-    """Measured beside a run or by one of its own, which is then no method with a colour."""
+    """Measured beside a run or by one of its own, which is then no method with a color."""
     runs = [report("STUN", s, 0.5, baseline=None if as_run else 0.9) for s in (0.2, 0.4)]
     if as_run:
         runs.append(report("none", 0.0, 0.9, after=(4, 4)))
@@ -193,7 +194,7 @@ def test_two_settings_are_a_map_for_each_method(shown: Any) -> None:
     figure, drawn = found["kappa-lamda-arc-b"]
     assert drawn.axes[0].images[0].get_array().filled(-1).round(6).tolist() == [[10, 20], [30, -1]]
     assert [tick.get_text() for tick in drawn.axes[0].get_xticklabels()] == ["2", "10"]
-    assert "In colours: acc (%)." in figure.caption
+    assert "In colors: acc (%)." in figure.caption
     assert "Blank: 1 of 4" in figure.caption
     assert "kappa-lamda-arc-a" in found
 
@@ -212,7 +213,7 @@ def test_a_setting_that_goes_with_another_is_said(shown: Any) -> None:
 
 
 def test_of_three_settings_the_two_with_most_values_make_a_map_for_each_value_of_the_third(shown: Any) -> None:
-    """A colour is the same figure in all of them."""
+    """A color is the same figure in all of them."""
     a_s, b_s = {"p": 0.1, "q": 0.2, "r": 0.3}, {"x": 0.0, "y": 0.5}
     found = shown([report(a=a, b=b, c=c, accuracy=a_s[a] + b_s[b]) for a in a_s for b in b_s for c in "uvw"])
     maps = [drawn.axes[0] for name, (_, drawn) in found.items() if name.startswith("a-c-arc")]
@@ -256,6 +257,34 @@ def test_cost_is_logarithmic_and_holds_methods_without_a_pass(shown: Any) -> Non
     assert "Left out, with all experts: OWL." in figure.caption
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((0.1, 50.0), ["0.1", "1", "10"]),
+        ((1.0, 16.0), ["1", "2", "5", "10"]),
+        ((0.0, 1.0, 16.0), ["0", "1", "2", "5", "10", "20"]),
+        ((1e-5, 1e6), ["0.0001", "0.01", "1", "100", "10000", "1e+06"]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_few_and_plain_numbers(values: Sequence[float], ticks: list[str]) -> None:
+    """Powers of ten and, where these are few, twice and five times each: no 10^2, which would stand there as text."""
+    line = Line("a", values, values, [None] * len(values), 0)
+    with drawing.style():
+        figure = charts.lines("title", [line], logarithmic("x", values), Axis("y"))
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    places = zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+    assert [label.get_text() for label, place in places if low <= place <= high] == ticks
+    assert len(axes.get_xticks(minor=True)) == 0
+
+
+def test_values_near_each_other_have_a_linear_axis() -> None:
+    """A logarithm of 3 to 4 would have ticks at every tenth, one over the other in a narrow panel."""
+    assert logarithmic("x", [3.0, 4.0]) == Axis("x")
+    assert logarithmic("x", [0.0, 0.0]) == Axis("x")
+
+
 def test_a_run_without_a_figure_is_named(shown: Any) -> None:
     """Infinite perplexity, and a benchmark that one run lacks."""
     bare = report("bare", 0.4) | {"metrics": {}}
@@ -269,16 +298,16 @@ def test_a_perplexity_that_explodes_has_a_logarithmic_axis(shown: Any) -> None:
     assert found["total-sparsity-arc"][1].axes[0].get_yscale() == "linear"
 
 
-def test_models_have_figures_of_their_own_and_methods_the_same_colours(shown: Any) -> None:
+def test_models_have_figures_of_their_own_and_methods_the_same_colors(shown: Any) -> None:
     first = [report("STUN", s, model="hub/one") for s in (0.2, 0.4)]
     second = [report(name, s, model="hub/two") for name in ("OWL", "STUN") for s in (0.2, 0.4)]
     found = shown([*first, *second])
     assert found["two-total-sparsity-arc"][0].title == "arc against total sparsity, two"
-    colours = {
+    colors = {
         file: {bars.get_label(): bars.lines[0].get_color() for bars in found[file][1].axes[0].containers}
         for file in ("one-total-sparsity-arc", "two-total-sparsity-arc")
     }
-    assert colours["one-total-sparsity-arc"]["STUN"] == colours["two-total-sparsity-arc"]["STUN"]
+    assert colors["one-total-sparsity-arc"]["STUN"] == colors["two-total-sparsity-arc"]["STUN"]
 
 
 def test_over_models_the_change_is_against_the_number_of_experts(shown: Any) -> None:
@@ -389,9 +418,9 @@ def test_long_names_of_rows_have_room_and_leave_some(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("colours", "paper"), [(drawing.COLOURS, drawing.PAPER), (drawing.IN_THE_DARK, drawing.DARK[drawing.PAPER])]
+    ("colors", "paper"), [(drawing.COLORS, drawing.PAPER), (drawing.IN_THE_DARK, drawing.DARK[drawing.PAPER])]
 )
-def test_colours_are_told_apart_by_the_colour_blind(colours: Sequence[str], paper: str) -> None:
+def test_colors_are_told_apart_by_the_color_blind(colors: Sequence[str], paper: str) -> None:
     """Simulated as by Machado et al. 2009; distances in CIELAB, where 2 is what a trained eye just sees."""
     sights = {
         "normal": np.eye(3),
@@ -399,21 +428,21 @@ def test_colours_are_told_apart_by_the_colour_blind(colours: Sequence[str], pape
         "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     }
-    light = np.array([linear(colour) for colour in colours])
+    light = np.array([linear(color) for color in colors])
     for sight in sights.values():
-        seen = [lab(np.clip(np.array(sight) @ colour, 0, 1)) for colour in light]
+        seen = [lab(np.clip(np.array(sight) @ color, 0, 1)) for color in light]
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 20
-    luminance = [float(colour @ LUMINANCE) for colour in (*light, linear(paper))]
+    luminance = [float(color @ LUMINANCE) for color in (*light, linear(paper))]
     assert all((max(one, luminance[-1]) + 0.05) / (min(one, luminance[-1]) + 0.05) >= 3 for one in luminance[:-1])
-    assert len({marker for marker, _ in drawing.MARKERS}) == len(colours)
+    assert len({marker for marker, _ in drawing.MARKERS}) == len(colors)
 
 
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
-def linear(colour: str) -> Any:
+def linear(color: str) -> Any:
     """Linear RGB of #rrggbb."""
-    c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    c = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 

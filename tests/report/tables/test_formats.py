@@ -7,7 +7,7 @@ import re
 import pytest
 
 from stun_exp.report.tables.formats import comma_separated, latex
-from stun_exp.report.tables.results import Cell, ResultsTable
+from stun_exp.report.tables.table import Cell, ResultsTable
 
 TABLE = ResultsTable(
     ["method", "toy_arc (acc)", "p"],
@@ -45,6 +45,19 @@ def test_latex_has_its_braces_in_pairs_and_as_many_cells_in_every_line() -> None
     rows = [re.sub(r"\\&", "", line) for line in text.splitlines() if line.endswith(r"\\")]
     assert [row.count("&") for row in rows] == [2, 2, 2]
     assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1]
+
+
+def test_latex_has_columns_of_any_name() -> None:
+    """Two of one name, and braces, which a formatter of strings would fill in."""
+    text = latex(ResultsTable(["a", "a", "{1} {x!r}"], [[Cell("b"), Cell("c"), Cell("{0}")]]), "")
+    assert r"a & a & \{1\} \{x!r\} \\" in text
+    assert r"b & c & \{0\} \\" in text
+
+
+def test_a_table_without_rows_has_its_columns() -> None:
+    empty = ResultsTable(["a", "b"], [])
+    assert "a & b" in latex(empty, "")
+    assert comma_separated(empty) == "a,b\n"
 
 
 def test_csv_has_every_digit_and_the_error_beside_it() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stun_exp.report.tables.published import compare, published_rows, with_verdict
+from stun_exp.report.tables.published import published_table, with_verdict
+from stun_exp.report.tables.published_rows import published_rows
 
 CONF = Path(__file__).parents[3] / "conf"
 LU8 = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "mmlu", "openbookqa", "rte", "winogrande")
@@ -47,7 +48,7 @@ def ours(make_report: Callable[..., dict[str, Any]]) -> Ours:
 
 def lines(*reports: dict[str, Any]) -> list[list[str]]:
     """Of each row: method and benchmark as published, theirs, ours, difference, error, verdict."""
-    table = compare(reports)
+    table = published_table(reports)
     return [] if table is None else [[row[3], *row[5:7], *row[8:]] for row in table.rows]
 
 
@@ -96,25 +97,27 @@ def test_verdicts_by_hand(ours: Ours) -> None:
 
 
 def test_printed_is_what_was_compared_and_how_much_was_not(ours: Ours) -> None:
-    table = compare([ours(metrics={"hellaswag/acc,none": 0.549, "mmlu/acc,none": 0.595})])
+    table = published_table([ours(metrics={"hellaswag/acc,none": 0.549, "mmlu/acc,none": 0.595})])
     assert table is not None
     printed = with_verdict(table)
     assert {row[-1].text for row in printed.cells} == {"better", "worse"}
     others = len(table.cells) - len(printed.cells)
     assert others > 0
     assert printed.notes[-1].startswith(f"Published figures that cannot be compared with ours: {others};")
-    twin = ours(choices={"experiment": "toy/stun_table2"}, source="bundled:toy_moe", model="toy_moe")
-    table = compare([twin])
+    toy = ours(choices={"experiment": "toy/stun_table2"}, source="bundled:toy_moe", model="toy_moe")
+    table = published_table([toy])
     assert table is not None
     assert (with_verdict(table).cells, len(with_verdict(table).notes)) == ([], 1)
 
 
 def test_what_was_not_verified_or_not_stated_is_told(ours: Ours) -> None:
-    table = compare([ours()])
+    table = published_table([ours()])
     assert table is not None
     assert any(note.startswith("Unverified figures are from notes of others") for note in table.notes)
     assert "STUN 2409.06211, Table 2: shots are not stated." in table.notes
-    table = compare([ours("lu", "mixtral_8x7b", sparsity=0.25, metrics={}, **{"calibration.num_sequences": 128})])
+    table = published_table(
+        [ours("lu", "mixtral_8x7b", sparsity=0.25, metrics={}, **{"calibration.num_sequences": 128})]
+    )
     assert table is not None
     assert not any("Unverified" in note and "Lu" in note for note in table.notes)
 
@@ -190,21 +193,21 @@ def test_the_baseline_stands_for_the_unpruned_model(ours: Ours) -> None:
     assert found == [["None r=8", "MMLU", "67.88", "67.98", "+0.10", "0.40", "agrees within noise"]]
 
 
-def test_a_toy_twin_is_shown_beside_its_pack_and_compared_with_nothing(ours: Ours) -> None:
+def test_a_toy_version_is_shown_beside_its_pack_and_compared_with_nothing(ours: Ours) -> None:
     """Its own benchmarks, calibrated on its own text. A run of another real model is not about these figures at all."""
-    twin = {"model": "toy_moe", "source": "bundled:toy_moe", "metrics": {"toy_mmlu/acc,none": 0.2}}
+    toy = {"model": "toy_moe", "source": "bundled:toy_moe", "metrics": {"toy_mmlu/acc,none": 0.2}}
     choices = {"experiment": "toy/stun_table2", "calibration": "toy"}
-    found = [row for row in lines(ours(choices=choices, **twin)) if row[1] == "MMLU"]
+    found = [row for row in lines(ours(choices=choices, **toy)) if row[1] == "MMLU"]
     assert {(row[2], row[3], row[-1]) for row in found} == {
-        ("59.24 (unverified)", "20.00", "not comparable: a toy twin, another model"),
-        ("60.39 (unverified)", "20.00", "not comparable: a toy twin, another model"),
+        ("59.24 (unverified)", "20.00", "not comparable: a toy version, another model"),
+        ("60.39 (unverified)", "20.00", "not comparable: a toy version, another model"),
     }
-    assert lines(ours(choices={"calibration": "toy"}, **twin)) == []
+    assert lines(ours(choices={"calibration": "toy"}, **toy)) == []
     assert lines(ours(model="olmoe_1b_7b", choices={"experiment": "stun_table2"})) == []
 
 
 def test_what_a_pack_lacks_is_told(ours: Ours) -> None:
-    table = compare(
+    table = published_table(
         [ours("owl", choices={"experiment": "stun_table2"}), ours(sparsity=0.4, choices={"experiment": "stun_table2"})]
     )
     assert table is not None
@@ -215,4 +218,4 @@ def test_what_a_pack_lacks_is_told(ours: Ours) -> None:
 
 
 def test_what_nobody_published_has_no_table(make_report: Callable[..., dict[str, Any]]) -> None:
-    assert compare([make_report()]) is None
+    assert published_table([make_report()]) is None

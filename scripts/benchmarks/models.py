@@ -3,7 +3,7 @@
 from copy import deepcopy
 from typing import Any
 
-from timing import alternate, ratio
+from scripts.benchmarks.timing import alternate, ratio
 
 
 def observe_over_forward() -> dict[str, Any]:
@@ -50,7 +50,7 @@ def nf4_expert_bytes_ratio() -> dict[str, Any]:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 
-    from stun_exp.checkpoint.nf4 import check_memory, memory, quantise_
+    from stun_exp.checkpoint.nf4 import check_memory, memory, quantize_
     from stun_exp.moe.families import FAMILIES
     from stun_exp.moe.layers import MoELayer
 
@@ -61,7 +61,7 @@ def nf4_expert_bytes_ratio() -> dict[str, Any]:
         parameter.normal_(std=0.05)
     full = MoELayer(module, 0, FAMILIES["mixtral"])
     layer = deepcopy(full)
-    quantise_(layer)
+    quantize_(layer)
     parts = memory([layer], [full])
     check_memory(parts)
     (experts,) = (part for part in parts if part.part == "experts")

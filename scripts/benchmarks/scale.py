@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from scale_parts import LENGTH, SEQUENCES, anonymous_memory, device_rate, disk_rates, make
+from scripts.benchmarks.scale_parts import LENGTH, SEQUENCES, anonymous_memory, device_rate, disk_rates, make
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 _RUNNING: set[str] = set()
 HEADER = (
@@ -91,8 +92,9 @@ def measure(card: str, num_layers: int, folder: Path, ratio: float) -> dict[str,
 
 def pruned_by_a_child(folder: Path, stream: str, ratio: float = 0.2) -> dict[str, Any]:
     """What `prune` says of folder/source, from a process in which nothing else has happened."""
-    command = [sys.executable, __file__, "--child", str(folder / "source"), str(folder / "run"), stream, str(ratio)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    places = [str((folder / name).resolve()) for name in ("source", "run")]
+    command = [sys.executable, "-m", "scripts.benchmarks.scale", "--child", *places, stream, str(ratio)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -103,50 +105,33 @@ def prune(source: Path, out: Path, stream: str, ratio: float = 0.2) -> dict[str,
 
     Reading goes on beside the rest; only the pruning stage reads layers here, since its calibration starts there.
     """
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    import stun_exp
     from stun_exp.checkpoint.checkpoint import Checkpoint
     from stun_exp.checkpoint.writer import CheckpointWriter
-    from stun_exp.cli.main import CONF
-    from stun_exp.config.settings import build, points
-    from stun_exp.utils.progress import prepare_libraries
-
-    prepare_libraries()
-    from stun_exp.pipeline.run import run
 
     seconds = {"read": 0.0, "write": 0.0}
     timed_method(Checkpoint, "read_planned", seconds, "read")
     timed_method(CheckpointWriter, "write_layer", seconds, "write")
-    text = source / "text.jsonl"
-    overrides = [
-        "model=local",
-        f"model.path={source}",
-        "model.device=cpu",
-        "calibration=local",
-        f"calibration.path={text}",
-        f"calibration.num_sequences={SEQUENCES}",
-        f"calibration.sequence_length={LENGTH}",
-        "calibration.batch_size=1",
-        f"expert_pruner.ratio={ratio}",
-        "allocation=uniform",
-        f"sparsity={ratio + 0.2}",
-        "eval=none",
-        "cache=none",
-        "name=scale",
-        "save=true",
-        f"stream={stream}",
-    ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    out.mkdir()
+    settings = {
+        "model.device": "cpu",
+        "calibration": "local",
+        "calibration.path": str(source / "text.jsonl"),
+        "calibration.num_sequences": SEQUENCES,
+        "calibration.sequence_length": LENGTH,
+        "calibration.batch_size": 1,
+        "expert_pruner.ratio": ratio,
+        "allocation": "uniform",
+        "eval": "none",
+        "cache": "none",
+        "name": "scale",
+        "save": True,
+        "stream": stream,
+    }
     start = time.process_time()
     with anonymous_memory() as peak:
-        run(points(build(cfg), {str(key): value for key, value in config.items()}, out))
+        report = stun_exp.prune(source, out=out, sparsity=ratio + 0.2, settings=settings)
     cpu = time.process_time() - start
-    cost = json.loads((out / "report.json").read_text())["cost"]["prune"]
+    cost = report.content["cost"]["prune"]
     return {
         "seconds": cost["wall_seconds"],
         **seconds,
@@ -187,8 +172,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def timed_method(owner: type, name: str, seconds: dict[str, float], what: str) -> None:
-    """Adds up the seconds that a method takes, unless another that counts for the same called it."""
+def timed_method(owner: type | ModuleType, name: str, seconds: dict[str, float], what: str) -> None:
+    """Adds up the seconds of a method or a function, unless another that counts for the same calls it."""
     method: Callable[..., Any] = getattr(owner, name)
 
     @wraps(method)

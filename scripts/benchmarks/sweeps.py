@@ -5,30 +5,32 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timing import ratio, seconds, timed
+from scripts.benchmarks.timing import ratio, seconds, timed
 
 BIN = Path(sys.executable).parent
 PRUNERS = ("exhaustive", "greedy_reconstruction")
 SPARSITIES = [round(0.2 + 0.05 * number, 2) for number in range(10)]
-COMMON = ["eval=none", "name=bench", "expert_pruner.ratio=0.125"]
+COMMON = {"eval": "none", "expert_pruner.ratio": 0.125}
+WARM = COMMON | {"calibration.num_sequences": 8, "sparsity": 0.4}
+"""A run before the clock starts, so that libraries are loaded."""
 
 
 def grid20_dense_over_point() -> dict[str, Any]:
     """Two expert pruners at ten sparsities each, weights pruned on dense inputs, over one such point; at most 1.5.
 
     On 262,144 calibration tokens, as many as the papers use; each begins with an empty cache. The two pruners go by
-    one statistic, which is most of what a point costs. Where choosing costs nothing, as with stun and router_norm, each
-    plan's own pass for the inputs behind its experts is, and the ratio is about 3.
+    one statistic, which is most of what a point costs. Where selection costs nothing, as with stun and router_norm, it
+    is each plan's own pass for the inputs behind its experts, and the ratio is about 3.
     """
-    common = [*COMMON, "unstructured_pruner.inputs=dense", "calibration.num_sequences=512"]
+    common = COMMON | {"unstructured_pruner.inputs": "dense", "calibration.num_sequences": 512}
     with tempfile.TemporaryDirectory() as folder:
-        _run(Path(folder) / "warm", *COMMON, "calibration.num_sequences=8", "sparsity=0.4")
-        empty = f"cache.path={folder}/empty"
-        point = timed(lambda: _run(Path(folder) / "point", *common, empty, f"sparsity={SPARSITIES[0]}"))
+        _run(Path(folder) / "warm", WARM)
+        alone = common | {"cache.path": f"{folder}/empty", "sparsity": SPARSITIES[0]}
+        point = timed(lambda: _run(Path(folder) / "point", alone))
         grid = timed(lambda: _grid(Path(folder), common))
     return ratio(grid, point)
 
@@ -38,14 +40,14 @@ def grid20_pruned_over_twenty() -> dict[str, Any]:
 
     On the toy calibration's 32,768 tokens; one point is the mean of one of each expert pruner.
     """
-    common = [*COMMON, "unstructured_pruner.inputs=pruned"]
+    common = COMMON | {"unstructured_pruner.inputs": "pruned"}
     with tempfile.TemporaryDirectory() as folder:
-        _run(Path(folder) / "warm", *COMMON, "calibration.num_sequences=8", "sparsity=0.4")
+        _run(Path(folder) / "warm", WARM)
 
         def points() -> None:
             for pruner in PRUNERS:
-                out = Path(folder) / pruner
-                _run(out, *common, "cache=none", f"expert_pruner={pruner}", f"sparsity={SPARSITIES[5]}")
+                alone = {"cache": "none", "expert_pruner": pruner, "sparsity": SPARSITIES[5]}
+                _run(Path(folder) / pruner, common | alone)
 
         two = timed(points)
         grid = timed(lambda: _grid(Path(folder), common))
@@ -70,7 +72,7 @@ def report200_seconds() -> dict[str, Any]:
     """Seconds of `stun-report` over 200 runs: five methods, ten sparsities, four seeds; under 10."""
     with tempfile.TemporaryDirectory() as folder:
         one = Path(folder) / "one"
-        _run(one, "eval.limit=8", "sparsity=0.4", "cache=none")
+        _run(one, {"eval.limit": 8, "sparsity": 0.4, "cache": "none"})
         _copies(one, Path(folder) / "sweep")
         return seconds([f"{BIN}/stun-report", f"{folder}/sweep"], expected=0)
 
@@ -92,27 +94,14 @@ def _copies(one: Path, sweep: Path) -> None:
         shutil.copy(one / "samples.jsonl", run)
 
 
-def _grid(folder: Path, common: Sequence[str]) -> None:
+def _grid(folder: Path, common: Mapping[str, Any]) -> None:
     """All points, which share a cache; those of one expert pruner go through the weights together."""
     for pruner in PRUNERS:
-        out, cache = folder / f"grid-{pruner}", folder / "cache"
-        _run(out, *common, f"cache.path={cache}", f"expert_pruner={pruner}", f"sparsity={SPARSITIES}".replace(" ", ""))
+        shared = {"cache.path": f"{folder}/cache", "expert_pruner": pruner, "sparsity": SPARSITIES}
+        _run(folder / f"grid-{pruner}", {**common, **shared})
 
 
-def _run(out: Path, *overrides: str) -> None:
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+def _run(out: Path, settings: Mapping[str, Any]) -> None:
+    import stun_exp
 
-    from stun_exp.cli.main import CONF
-    from stun_exp.config.settings import build, points
-    from stun_exp.utils.progress import prepare_libraries
-
-    prepare_libraries()
-    from stun_exp.pipeline.run import run
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", ["expert_pruner=exhaustive", "name=bench", *overrides])
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    out.mkdir(parents=True)
-    run(points(build(cfg), {str(key): value for key, value in config.items()}, out))
+    stun_exp.prune("toy_moe", out=out, settings={"expert_pruner": "exhaustive", "name": "bench", **settings})

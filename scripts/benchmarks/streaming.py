@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_scale import pruned_by_a_child
-from scale_parts import make
-from timing import alternate, ratio
+from scripts.benchmarks.scale import pruned_by_a_child
+from scripts.benchmarks.scale_parts import make
+from scripts.benchmarks.timing import alternate, ratio
 
 # A Mixtral layer of 101 MB: large beside what a process has anyway, small enough to repeat.
 DIMENSIONS = {
@@ -58,18 +58,17 @@ def stream_over_memory() -> dict[str, Any]:
 
 def stream_overlap() -> dict[str, Any]:
     """Seconds of pruning and writing 6 layers, over the largest of reading, computing and writing; at most 1.4."""
-    from bench_scale import timed_method
-    from timing import timed
-
+    from scripts.benchmarks.scale import timed_method
+    from scripts.benchmarks.timing import timed
     from stun_exp.checkpoint.checkpoint import Checkpoint
     from stun_exp.checkpoint.writer import CheckpointWriter
-    from stun_exp.pipeline.prune import WeightStage
+    from stun_exp.pipeline import prune_layer
     from stun_exp.streaming.walk import Step
 
     seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
     timed_method(Checkpoint, "read_planned", seconds, "read")
     timed_method(CheckpointWriter, "write_layer", seconds, "write")
-    timed_method(WeightStage, "prune_", seconds, "compute")
+    timed_method(prune_layer, "prune_layer_", seconds, "compute")
     timed_method(Step, "forward", seconds, "compute")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
@@ -85,16 +84,17 @@ def _prune(checkpoint: Any, out: Path) -> None:
 
     from stun_exp.allocation.ratios import LayerRatios
     from stun_exp.checkpoint.writer import CheckpointWriter
-    from stun_exp.pipeline.prune import WeightStage
+    from stun_exp.pipeline import prune_layer
+    from stun_exp.pipeline.weight_stage import WeightStage
     from stun_exp.streaming.walk import Walk
     from stun_exp.unstructured_pruner.wanda import Wanda
 
-    pruner = Wanda(
+    pruner: Any = Wanda(
         attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"
     )
     stage, writer = WeightStage(pruner, "decoder"), CheckpointWriter(checkpoint, out)
     tokens = torch.randint(0, 2000, (8, 256), generator=torch.Generator().manual_seed(0))
     for step in Walk(checkpoint, torch.split(tokens, 2), torch.device("cpu"), "bench"):
-        stage.prune_(step, LayerRatios(0.5))
+        prune_layer.prune_layer_(stage, step, LayerRatios(0.5))
         writer.write_layer(step.layer)
     writer.finish()

@@ -1,4 +1,4 @@
-"""What `bench_scale` works with: random checkpoints of real layer shapes, and what disk, CPU and memory do."""
+"""What `scale.py` works with: random checkpoints of real layer shapes, and what disk, CPU and memory do."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def make(dimensions: dict[str, Any], num_layers: int, folder: Path, ratio: float
         parts = key.split(".")
         where = parts.index("experts") + 2 if "experts" in parts else 3
         files.setdefault(".".join(parts[:where]), {})[key] = tensor
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, tensors in enumerate(files.values()):
         name = f"part-{number:05d}.safetensors"
         weights = {key: torch.randn(t.shape, dtype=torch.bfloat16) * 0.02 for key, t in tensors.items()}

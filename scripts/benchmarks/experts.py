@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timing import alternate, ratio, timed
+from scripts.benchmarks.timing import alternate, ratio, timed
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def exhaustive_vs_forwards() -> dict[str, Any]:
@@ -27,10 +27,10 @@ def gram_memory() -> dict[str, Any]:
 
     def peak(chunk_tokens: int) -> float:
         # A process each, and large blocks straight from the system: what one search leaves behind is not counted.
-        program = f"import bench_experts; print(bench_experts.gram_peak_gib({chunk_tokens}))"
+        program = f"from scripts.benchmarks.experts import gram_peak_gib; print(gram_peak_gib({chunk_tokens}))"
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
         command = [sys.executable, "-c", program]
-        done = subprocess.run(command, cwd=HERE, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
         return float(done.stdout)
 
     return {**ratio(peak(512), peak(16384)), "unit": "of the memory"}
@@ -38,16 +38,18 @@ def gram_memory() -> dict[str, Any]:
 
 def gram_peak_gib(chunk_tokens: int) -> float:
     import torch
-    from stun_exp.state.ledger import _peak_host_gib, _reset_peaks
 
     from stun_exp.expert_pruner.reconstruction.lattice import best_subset
+    from stun_exp.state.costs import Costs
 
     block, hidden_TD = _moe_block(32, 16384)
     _grams(block, hidden_TD[:64], 4, 64)  # what torch loads at its first call is not the search's memory
-    _reset_peaks(torch.device("cpu"))
-    before = _peak_host_gib()
-    best_subset(_grams(block, hidden_TD, 4, chunk_tokens), 32, 4)
-    return _peak_host_gib() - before
+    costs = Costs(torch.device("cpu"))
+    with costs.measured("before") as before:
+        pass
+    with costs.measured("search") as search:
+        best_subset(_grams(block, hidden_TD, 4, chunk_tokens), 32, 4)
+    return search.peak_host_gib - before.peak_host_gib
 
 
 def _exhaustive(num_experts: int, num_kept: int, *, reference: bool) -> dict[str, Any]:

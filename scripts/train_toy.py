@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scripts.toy.probe import accuracies, expert_shares
+from scripts.toy.recipes import TOYS
+from scripts.toy.tokenizer import train_tokenizer
+from scripts.toy.training import ship, train
 from stun_exp.toy import MODELS
-from stun_exp.toy.probe import accuracies, expert_shares
-from stun_exp.toy.recipes import TOYS
-from stun_exp.toy.tokenizer import train_tokenizer
-from stun_exp.toy.training import ship, train
 
 CHECKPOINT_EVERY = 250
 MIN_EXPERT_SHARE = 0.1
@@ -24,15 +24,7 @@ CALIBRATION_DOCUMENTS = 2000
 
 def main() -> int:
     """0, or 1 where an expert of the trained model sees less than a tenth of an equal share of tokens."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=TOYS, default="toy_moe")
-    parser.add_argument("--steps", type=int, help="by default those of the model's recipe")
-    parser.add_argument("--out", type=Path, help="by default the folder of the bundled model")
-    parser.add_argument(
-        "--work", type=Path, default=Path("toy_training"), help="checkpoint and log; resumed if present"
-    )
-    arguments = parser.parse_args()
-
+    arguments = _arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe, config = TOYS[arguments.model]
@@ -79,6 +71,17 @@ def main() -> int:
         console.print(f"an expert sees {least:.3f} of an equal share of tokens; raise the recipe's balance_weight")
         return 1
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=TOYS, default="toy_moe")
+    parser.add_argument("--steps", type=int, help="by default those of the model's recipe")
+    parser.add_argument("--out", type=Path, help="by default the folder of the bundled model")
+    parser.add_argument(
+        "--work", type=Path, default=Path("toy_training"), help="checkpoint and log; resumed if present"
+    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from scripts.toy.recipes import Recipe
 from stun_exp.models import register
-from stun_exp.toy.recipes import Recipe
 from stun_exp.toy.text import training_documents
 
 LOSS_EVERY = 50
