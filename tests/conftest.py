@@ -189,7 +189,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             model = auto.from_config(config)
             for parameter in model.parameters():
-                # The default initialisation is so small that all experts would look alike.
+                # The default initialization is so small that all experts would look alike.
                 parameter.data.add_(0.2 * torch.randn_like(parameter))
             folders[family] = tmp_path_factory.mktemp(family)
             model.save_pretrained(folders[family])

@@ -109,7 +109,7 @@ def _grams(layer: Any, hidden_TD: Any, num_removed: int, chunk_tokens: int) -> A
     from stun_exp.expert_pruner.reconstruction.token_grams import TokenGrams
     from stun_exp.moe.observe import observe
 
-    grams = TokenGrams(layer.num_experts, layer.top_k, num_removed, layer.renormalises, chunk_tokens)
+    grams = TokenGrams(layer.num_experts, layer.top_k, num_removed, layer.renormalizes, chunk_tokens)
     with observe(layer, [grams]), torch.inference_mode():
         layer.block(hidden_TD[None])
     return grams

@@ -31,7 +31,7 @@ class OWL(Component):
     pool: Literal["reached", "all"]
     """The weights among which outliers are counted: `reached` leaves starved experts out; in `all`, the published
     code's, their saliency is zero, so that they lower the mean and the percentage."""
-    centre: Literal["parameters", "layers"]
+    center: Literal["parameters", "layers"]
     """The spread's mean is the asked ratio: weighted by parameters, and what a unit cannot take is spent on the others;
     or, as in the published code, unweighted, which misses the total where units differ in size or cannot take theirs.
     """
@@ -42,7 +42,7 @@ class OWL(Component):
 
     @property
     def exact(self) -> bool:
-        return self.centre == "parameters"
+        return self.center == "parameters"
 
     @property
     def pools_starved(self) -> bool:

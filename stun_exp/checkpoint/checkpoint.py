@@ -23,7 +23,7 @@ from stun_exp.moe.plan import LayerPlan
 
 
 class Checkpoint(Architecture):
-    """A Hugging Face folder of safetensors, quantised or not, read a layer at a time in one dtype."""
+    """A Hugging Face folder of safetensors, quantized or not, read a layer at a time in one dtype."""
 
     def __init__(self, path: Path, dtype: torch.dtype | None, scratch: Path | None = None):
         """Reads config and index, no weights. `dtype` None keeps the one on disk.
@@ -31,7 +31,7 @@ class Checkpoint(Architecture):
         With `scratch` the experts of a layer that is read lie in a file there, which the system pages in and out, and
         not in memory: a layer may be larger than that.
 
-        ValueError for a family, format or quantisation that is not supported and for keys that are not those of the
+        ValueError for a family, format or quantization that is not supported and for keys that are not those of the
         architecture, FileNotFoundError for what is missing.
         """
         super().__init__(path, dtype)
@@ -43,7 +43,7 @@ class Checkpoint(Architecture):
         self.packing = packing_of(self.raw, path)
         self.source_dtype = _most_used(self.headers.values()) or self.source_dtype
         self.stored = self.packing.names(self.files)
-        """Each tensor on disk, and the keys that it is stored under: several for a quantised one."""
+        """Each tensor on disk, and the keys that it is stored under: several for a quantized one."""
         for layer in self.outlines:
             layer.check()
         self.keys.check(str(path))
@@ -234,7 +234,7 @@ def _is_float(header: Header) -> bool:
 
 
 def _compute_buffers(model: PreTrainedModel, module: nn.Module, recurse: bool = True) -> None:
-    """Fills the buffers of a module that are computed, not stored (rotary tables), by transformers' own initialiser."""
+    """Fills the buffers of a module that are computed, not stored (rotary tables), by transformers' own initializer."""
     for part in module.modules() if recurse else (module,):
         meta = [name for name, buffer in part.named_buffers(recurse=False) if buffer.is_meta]
         for name in meta:

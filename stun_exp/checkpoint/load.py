@@ -34,7 +34,7 @@ def assemble(
 ) -> PreTrainedModel:
     """The whole model of a checkpoint, `edit` applied to each layer as it is read.
 
-    It is put together layer by layer, so that no more than one lies there in full when the others are quantised.
+    It is put together layer by layer, so that no more than one lies there in full when the others are quantized.
     """
     model = checkpoint.read_shell()
     for index, name in enumerate(checkpoint.paths):

@@ -89,7 +89,7 @@ class PartMemory:
 
 
 def memory(layers: Iterable[MoELayer], outlines: Iterable[MoELayer]) -> list[PartMemory]:
-    """What the parts of quantised layers take; `outlines` are the same layers unquantised (without weights will do)."""
+    """What the parts of quantized layers take; `outlines` are the same layers unquantized (without weights will do)."""
     totals = {part: [0, 0, 0] for part in _MATRIX_DIMENSIONS}
     for layer, outline in zip(layers, outlines, strict=True):
         kinds = {matrix.name: matrix.kind for matrix in outline.matrices()}

@@ -88,7 +88,7 @@ class CheckpointWriter:
             own[name].copy_(tensor)
 
     def finish(self) -> None:
-        """Writes what lies outside the layers, tokenizer, licence and config, and then the index: the folder is whole.
+        """Writes what lies outside the layers, tokenizer, license and config, and then the index: the folder is whole.
 
         Until the index is there, nobody takes the folder for a checkpoint.
         """

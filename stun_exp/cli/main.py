@@ -48,7 +48,7 @@ Examples:
 def job(cfg: DictConfig) -> float | None:
     """Runs what `cfg` describes, in the output directory that Hydra made for it; exits with 1 if that fails.
 
-    Gives what a search of settings minimises. In a sweep the failure is left in the run's folder, for its end
+    Gives what a search of settings minimizes. In a sweep the failure is left in the run's folder, for its end
     to tell: to raise it, or to exit, would stop other runs under one launcher or another.
     """
     here = HydraConfig.get()

@@ -36,7 +36,7 @@ class ExpertSource(Protocol):
         ...
 
     @property
-    def renormalises(self) -> bool:
+    def renormalizes(self) -> bool:
         """Whether the chosen experts' gates are scaled to sum 1; if not, a softmax over all experts gives them."""
         ...
 

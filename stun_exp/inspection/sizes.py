@@ -96,7 +96,7 @@ class Inspection:
 def inspect_architecture(architecture: Architecture) -> Inspection:
     """The sizes of a model; if it is at hand, its index is read and checked, and no weights.
 
-    FileNotFoundError for a missing index, ValueError for one that is not the architecture's, for a quantisation that
+    FileNotFoundError for a missing index, ValueError for one that is not the architecture's, for a quantization that
     is not supported, and for a model without experts.
     """
     disk_bytes, unused = _checked_index(architecture) if architecture.at_hand else (None, {})

@@ -1,7 +1,7 @@
 """The four families whose experts transformers does not keep in fused 3-D tensors, given that form.
 
 Their blocks are replaced in a model without weights, and the keys on disk are mapped to the new tensors, so that every
-family looks the same to whoever observes, prunes, merges or quantises experts. What a model computes does not change.
+family looks the same to whoever observes, prunes, merges or quantizes experts. What a model computes does not change.
 
 Shapes: E experts, F expert width, D hidden size, T tokens, K experts a token.
 """

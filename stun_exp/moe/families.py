@@ -24,7 +24,7 @@ class MoEFamily:
     """Linears of a layer that gate, as a router does, or whose inputs cannot be seen: they are never pruned."""
     mlps: tuple[str, ...] = ()
     """Feed-forward modules of a layer beside the block; every other linear belongs to attention."""
-    renormalises: bool = True
+    renormalizes: bool = True
     """Whether the chosen experts' gates are scaled to sum 1, if the router has no setting for it."""
     group_best: int = 2
     """How many of a group's experts decide its rank, where the router chooses among groups first."""
@@ -54,7 +54,7 @@ FAMILIES = {
             router="router",
             router_rows=("layer.weight",),
         ),
-        MoEFamily(model_type="deepseek_v2", num_experts_key="n_routed_experts", renormalises=False, group_best=1),
+        MoEFamily(model_type="deepseek_v2", num_experts_key="n_routed_experts", renormalizes=False, group_best=1),
         MoEFamily(model_type="deepseek_v3", num_experts_key="n_routed_experts", router_rows=_BIASED),
         MoEFamily(model_type="dots1", num_experts_key="n_routed_experts", router_rows=_BIASED),
         MoEFamily(
@@ -77,14 +77,14 @@ FAMILIES = {
             blocks=("feed_forward",),
             router="router",
             gates=("mamba.dt_proj",),  # the step size of the recurrence; not called, its weight is used by itself
-            renormalises=False,
+            renormalizes=False,
         ),
         MoEFamily(
             model_type="llama4_text",
             num_experts_key="num_local_experts",
             blocks=("feed_forward",),
             router="router",
-            renormalises=False,
+            renormalizes=False,
         ),
         MoEFamily(model_type="minimax", num_experts_key="num_local_experts"),
         MoEFamily(model_type="mixtral", num_experts_key="num_local_experts"),
@@ -97,7 +97,7 @@ FAMILIES = {
             router_rows=_SEQ2SEQ_ROWS,
         ),
         MoEFamily(model_type="olmoe", num_experts_key="num_experts"),
-        MoEFamily(model_type="phimoe", num_experts_key="num_local_experts", router="router", renormalises=False),
+        MoEFamily(model_type="phimoe", num_experts_key="num_local_experts", router="router", renormalizes=False),
         MoEFamily(model_type="qwen2_moe", num_experts_key="num_experts", gates=_SHARED_GATE),
         MoEFamily(model_type="qwen3_moe", num_experts_key="num_experts"),
         MoEFamily(model_type="qwen3_next", num_experts_key="num_experts", gates=_SHARED_GATE),
@@ -108,7 +108,7 @@ FAMILIES = {
             blocks=("layer.2.mlp", "layer.1.mlp"),
             router="router",
             router_rows=_SEQ2SEQ_ROWS,
-            renormalises=False,
+            renormalizes=False,
             # Relative position biases: the first layer of a stack has the weights, the others are handed the result.
             hands_on={1: 2, 2: 5},
         ),

@@ -89,13 +89,13 @@ class MoELayer:
         return int(self.router.top_k)
 
     @property
-    def renormalises(self) -> bool:
+    def renormalizes(self) -> bool:
         """Whether the chosen experts' gates are scaled to sum 1, which not every family has a setting for."""
-        return bool(getattr(self.router, "norm_topk_prob", self.family.renormalises))
+        return bool(getattr(self.router, "norm_topk_prob", self.family.renormalizes))
 
     @property
     def num_groups(self) -> int:
-        """Equal groups of neighbouring experts among which a group-limited router chooses first; 1 without groups."""
+        """Equal groups of neighboring experts among which a group-limited router chooses first; 1 without groups."""
         if getattr(self.router, "topk_method", None) == "greedy":
             return 1  # DeepSeek-V2-Lite: the setting is there, and without effect
         return int(getattr(self.router, "num_group", None) or 1)

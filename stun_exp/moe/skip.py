@@ -23,7 +23,7 @@ def tail_to_head_TI(weight_TK: Tensor) -> Tensor:
     """For each place to cut a token's gates, largest first: the sum of those behind it over that of those before it.
 
     Falls along a row; the last entry is w_K / (w_1 + ... + w_{K-1}). Scaling a token's gates changes nothing, so
-    before or after renormalisation is the same.
+    before or after renormalization is the same.
     """
     sorted_TK = weight_TK.float().sort(dim=1, descending=True).values
     # Summed from the small end, not by subtraction: with K = 2 the entry is exactly w_2 / w_1.
@@ -76,7 +76,7 @@ class Skip:
     """How one layer of a running model skips, and what it has skipped so far, a batch's padding included."""
 
     beta: float
-    renormalises: bool
+    renormalizes: bool
     implementation: str
     """Name of transformers' experts function that runs the rest."""
     total: int = 0
@@ -90,7 +90,7 @@ class Skip:
 def skip_experts(model: nn.Module, family: MoEFamily, betas: Mapping[int, float]) -> Iterator[dict[int, Skip]]:
     """What each layer named in `betas` has skipped so far: inside the block those layers skip experts.
 
-    What remains of a token's gates is scaled to their former sum where the router renormalises (Lu's top-1 of a
+    What remains of a token's gates is scaled to their former sum where the router renormalizes (Lu's top-1 of a
     Mixtral then has gate 1), and is left as it is where it does not.
     """
     skips: dict[int, Skip] = {}
@@ -99,7 +99,7 @@ def skip_experts(model: nn.Module, family: MoEFamily, betas: Mapping[int, float]
     for index, beta in betas.items():
         layer = layers[index]
         before.append((layer.experts, layer.experts.config, layer.experts._is_expert_parallel))
-        skips[index] = Skip(beta, layer.renormalises, layer.experts.config._experts_implementation)
+        skips[index] = Skip(beta, layer.renormalizes, layer.experts.config._experts_implementation)
         layer.experts.skip = skips[index]
         # Makes transformers leave out slots numbered beyond the last expert, as those that another device holds.
         layer.experts._is_expert_parallel = True
@@ -122,7 +122,7 @@ def _skipping_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, to
     skip.total += kept.numel()
     skip.skipped = skip.skipped + (~kept).sum()
     weight_TK = topk_weight_TK * kept
-    if skip.renormalises:
+    if skip.renormalizes:
         scale_T1 = topk_weight_TK.float().sum(1, keepdim=True) / weight_TK.float().sum(1, keepdim=True)
         weight_TK = (weight_TK * scale_T1).to(topk_weight_TK.dtype)
     run = ALL_EXPERTS_FUNCTIONS.get_interface(skip.implementation, unwrap(type(experts).forward))

@@ -23,7 +23,7 @@ EXPERTS = Stage("experts", result=Plan, cached=True, warnings=lambda plan: plan.
 
 def decide_experts(run: RunContext, inputs: Inputs) -> Plan:
     """The plan of the run's expert pruner."""
-    seen, reference = inputs.walk(run, "choosing experts"), inputs.walk(run, "full model")
+    seen, reference = inputs.walk(run, "selecting experts"), inputs.walk(run, "full model")
     cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
     plan = plan_experts(inputs.checkpoint, run.settings.expert_pruner, seen, reference, cached)
     run.cost.forward_passes += seen.forward_passes + reference.forward_passes
@@ -41,7 +41,7 @@ class LayerOnDisk:
         self.top_k = outline.top_k
         self.num_groups = outline.num_groups
         self.min_experts = outline.min_experts
-        self.renormalises = outline.renormalises
+        self.renormalizes = outline.renormalizes
 
     def router_rows_ED(self) -> Tensor:
         return self.checkpoint.read_router_rows(self.index)

@@ -27,7 +27,7 @@ class PrunedLayer:
 def parts_of(pruner: UnstructuredPruner, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     """The matrices in the portions whose statistics may be held at the same time; what is no expert's comes last.
 
-    Pruning an expert does not change what its neighbours in the layer receive; pruning attention would.
+    Pruning an expert does not change what its neighbors in the layer receive; pruning attention would.
     """
     experts = sorted({matrix.expert for matrix in matrices if matrix.expert is not None})
     size = pruner.experts_at_once or max(len(experts), 1)

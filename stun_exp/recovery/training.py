@@ -107,7 +107,7 @@ class Saved:
         self.made_for = sha256(json.dumps(made_for, sort_keys=True).encode()).hexdigest()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]) -> History:
-        """The history so far, with model and optimiser put back where they were; an empty one if nothing is saved."""
+        """The history so far, with model and optimizer put back where they were; an empty one if nothing is saved."""
         if not self.file.exists():
             return History()
         state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)

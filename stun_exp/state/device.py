@@ -16,7 +16,7 @@ def name_of(device: torch.device) -> str:
 
 def circumstances(device: torch.device) -> dict[str, str | int]:
     """What the last bits of a result depend on, besides what is computed."""
-    # On a GPU the processor decides little and its neighbours often differ; on none, it decides which kernels run.
+    # On a GPU the processor decides little and its neighbors often differ; on none, it decides which kernels run.
     where = {"processor": processor()} if device.type == "cpu" else {}
     return {"device": name_of(device), "threads": torch.get_num_threads(), **where}
 

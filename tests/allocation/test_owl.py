@@ -12,9 +12,9 @@ from stun_exp.unstructured_pruner.masks import SquaredNorm
 
 
 def owl(
-    lamda: float = 0.08, outlier_multiple: float = 5.0, centre: Literal["parameters", "layers"] = "parameters"
+    lamda: float = 0.08, outlier_multiple: float = 5.0, center: Literal["parameters", "layers"] = "parameters"
 ) -> OWL:
-    return OWL(lamda=lamda, outlier_multiple=outlier_multiple, per="layer", pool="reached", centre=centre)
+    return OWL(lamda=lamda, outlier_multiple=outlier_multiple, per="layer", pool="reached", center=center)
 
 
 def weighted_mean(ratios: list[float], sizes: list[int]) -> float:
@@ -102,8 +102,8 @@ def test_a_layer_exactly_at_the_limit_is_not_limited(ratio: float) -> None:
 
 def test_equal_measurements_are_uniform() -> None:
     """The official formula divides by max - min, here zero."""
-    for centre in ("parameters", "layers"):
-        ratios = owl(centre=centre).allocate([1.7, 1.7, 1.7], [1, 2, 3], 0.42).ratios
+    for center in ("parameters", "layers"):
+        ratios = owl(center=center).allocate([1.7, 1.7, 1.7], [1, 2, 3], 0.42).ratios
         assert ratios == pytest.approx([0.42, 0.42, 0.42])
 
 

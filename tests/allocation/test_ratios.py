@@ -81,7 +81,7 @@ def test_a_spread_that_a_pattern_rounds_away_is_said() -> None:
 
 def owl(**settings: Any) -> OWL:
     return OWL(
-        **{"lamda": 0.08, "outlier_multiple": 3.0, "per": "expert", "pool": "reached", "centre": "parameters"}
+        **{"lamda": 0.08, "outlier_multiple": 3.0, "per": "expert", "pool": "reached", "center": "parameters"}
         | settings
     )
 

@@ -65,7 +65,7 @@ def test_text_and_tokens_are_the_same(tmp_path: Path, tokenizer: Any) -> None:
     assert len(hashes) == 1
 
 
-def test_target_text_is_tokenised_as_a_target(tmp_path: Path) -> None:
+def test_target_text_is_tokenized_as_a_target(tmp_path: Path) -> None:
     """NLLB puts another language's code on it: a tokenizer called without `text_target` would give the source's."""
 
     class TwoLanguages:

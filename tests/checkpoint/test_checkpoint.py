@@ -335,7 +335,7 @@ def test_a_pickle_is_not_read(mixtral_copy: Path) -> None:
     refused(mixtral_copy, FileNotFoundError, "only safetensors are read")
 
 
-def test_an_unknown_quantisation_is_refused(mixtral_copy: Path) -> None:
+def test_an_unknown_quantization_is_refused(mixtral_copy: Path) -> None:
     set_config(mixtral_copy, quantization_config={"quant_method": "gptq"})
     refused(mixtral_copy, ValueError, "gptq")
 

@@ -19,15 +19,15 @@ BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
 
 
-def packing(quantisation: dict[str, Any] | None) -> Packing:
-    return packing_of({"quantization_config": quantisation} if quantisation else {}, FOLDER)
+def packing(quantization: dict[str, Any] | None) -> Packing:
+    return packing_of({"quantization_config": quantization} if quantization else {}, FOLDER)
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_without_quantisation_every_tensor_is_its_own_and_comes_in_the_dtype_asked_for() -> None:
+def test_without_quantization_every_tensor_is_its_own_and_comes_in_the_dtype_asked_for() -> None:
     plain = packing(None)
     assert plain.names(["a.weight", "b_blocks", "c.absmax"]) == {
         key: (key,) for key in ("a.weight", "b_blocks", "c.absmax")
@@ -39,7 +39,7 @@ def test_without_quantisation_every_tensor_is_its_own_and_comes_in_the_dtype_ask
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "suffixes", "name"),
+    ("quantization", "suffixes", "name"),
     [
         (FP8, ["", "_scale_inv"], "q.weight"),
         (BITSANDBYTES, ["", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"], "q.weight"),
@@ -47,12 +47,12 @@ def test_without_quantisation_every_tensor_is_its_own_and_comes_in_the_dtype_ask
     ],
 )
 def test_packed_and_plain_tensors_stand_side_by_side(
-    quantisation: dict[str, Any], suffixes: list[str], name: str
+    quantization: dict[str, Any], suffixes: list[str], name: str
 ) -> None:
     """Norms, biases and modules that were not converted keep their one key; `q.weights` only looks like a companion."""
     plain = ["norm.weight", "q.bias", "k.weight", f"{name}_bias"]
     stored = [name + suffix for suffix in suffixes]
-    names = packing(quantisation).names([*plain, *reversed(stored)])
+    names = packing(quantization).names([*plain, *reversed(stored)])
     assert {key: set(value) for key, value in names.items()} == {key: {key} for key in plain} | {name: set(stored)}
 
 
@@ -143,7 +143,7 @@ def test_mxfp4_is_a_4_bit_float_times_a_power_of_two(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize(
-    "quantisation",
+    "quantization",
     [
         {"quant_method": "gptq", "bits": 4},
         {"quant_method": "fp8", "activation_scheme": "static"},
@@ -153,15 +153,15 @@ def test_mxfp4_is_a_4_bit_float_times_a_power_of_two(dtype: torch.dtype) -> None
         {"bits": 4},
     ],
 )
-def test_an_unknown_quantisation_is_refused_by_its_config(quantisation: dict[str, Any]) -> None:
+def test_an_unknown_quantization_is_refused_by_its_config(quantization: dict[str, Any]) -> None:
     known = "fp8 with weight_block_size, bitsandbytes with load_in_4bit, mxfp4"
-    method = quantisation.get("quant_method", "quantization_config")
+    method = quantization.get("quant_method", "quantization_config")
     with pytest.raises(ValueError, match=rf"some/model/config\.json: .*{method}.*known: {known}; give the .* 16 bits"):
-        packing(quantisation)
+        packing(quantization)
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "keys", "missing"),
+    ("quantization", "keys", "missing"),
     [
         (FP8, ["q.weight_scale_inv", "k.weight"], "q.weight"),
         (MXFP4, ["gate_up_proj_blocks"], "gate_up_proj_scales"),
@@ -175,18 +175,18 @@ def test_an_unknown_quantisation_is_refused_by_its_config(quantisation: dict[str
     ],
 )
 def test_a_weight_that_is_there_in_part_is_refused_before_it_is_read(
-    quantisation: dict[str, Any], keys: list[str], missing: str
+    quantization: dict[str, Any], keys: list[str], missing: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"some/model/config\.json .* missing {missing}[,;].*download it again"):
-        packing(quantisation).names(keys)
+        packing(quantization).names(keys)
 
 
-@pytest.mark.parametrize("quantisation", [None, FP8])
-def test_fp8_without_scales_is_not_taken_for_weights(quantisation: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize("quantization", [None, FP8])
+def test_fp8_without_scales_is_not_taken_for_weights(quantization: dict[str, Any] | None) -> None:
     """Cast as they are, they would be a model, and a wrong one."""
     weight = random(4, 6).to(torch.float8_e4m3fn)
     with pytest.raises(ValueError, match=r"some/model, q\.weight: .*float8_e4m3fn.*scales are missing"):
-        packing(quantisation).unpack("q.weight", {"q.weight": weight}, torch.float32)
+        packing(quantization).unpack("q.weight", {"q.weight": weight}, torch.float32)
 
 
 def test_packed_bytes_without_scales_are_not_taken_for_weights() -> None:

@@ -95,21 +95,21 @@ def test_a_tensor_too_large_for_one_call_is_the_same_in_pieces(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_quantised_model_gives_the_logits_of_its_rounded_weights(
+def test_a_quantized_model_gives_the_logits_of_its_rounded_weights(
     name: str, tiny_model: Callable[[str], Path], tokens_BT: Tensor
 ) -> None:
     """For every layer and part of it at once: what calibration sees is what evaluation runs."""
     folder = tiny_model(name)
-    model, quantised = load_checkpoint(folder, CPU), load_checkpoint(folder, CPU)
+    model, quantized = load_checkpoint(folder, CPU), load_checkpoint(folder, CPU)
     full = logits(model, tokens_BT)
     with ExitStack() as stack:
         for layer in layers_of(model, FAMILIES[name]):
             stack.enter_context(as_quantized(layer))
         calibrated = logits(model, tokens_BT)
-    for layer in layers_of(quantised, FAMILIES[name]):
+    for layer in layers_of(quantized, FAMILIES[name]):
         quantize_(layer)
     # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
-    torch.testing.assert_close(logits(quantised, tokens_BT), calibrated, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(quantized, tokens_BT), calibrated, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(calibrated, full, rtol=1e-2)
     assert torch.equal(logits(model, tokens_BT), full)
 

@@ -46,7 +46,7 @@ def packed(
     request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> tuple[Path, dict[str, Tensor]]:
     """A tiny DeepSeek-V3 whose linears and experts are packed, and what every tensor of it is worth."""
-    pack, quantisation = PACKINGS[request.param]
+    pack, quantization = PACKINGS[request.param]
     folder = Path(copytree(tiny_model("deepseek_v3"), tmp_path / "packed"))
     stored: dict[str, Tensor] = {}
     worth = load_file(folder / "model.safetensors")
@@ -56,7 +56,7 @@ def packed(
         stored |= {key + suffix: part for suffix, part in parts.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantisation}))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     return folder, worth
 
 

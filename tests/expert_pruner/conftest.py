@@ -28,7 +28,7 @@ class LayerOfTensors:
     weights_EP: Tensor | None = None
     top_k: int = 1
     num_groups: int = 1
-    renormalises: bool = True
+    renormalizes: bool = True
 
     @property
     def num_experts(self) -> int:

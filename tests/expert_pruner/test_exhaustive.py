@@ -120,7 +120,7 @@ def test_every_family_chooses_as_its_own_forward_pass_does(
 def test_families_cover_both_kinds_of_router(tiny_model: Callable[[str], Path]) -> None:
     """Otherwise the test above would prove less than it says."""
     checkpoints = [Checkpoint(tiny_model(family), None) for family in ("mixtral", "olmoe")]
-    assert [checkpoint.outline(1).renormalises for checkpoint in checkpoints] == [True, False]
+    assert [checkpoint.outline(1).renormalizes for checkpoint in checkpoints] == [True, False]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 10**6])
@@ -165,7 +165,7 @@ def test_too_many_subsets_are_refused_before_anything_is_run(source: Any) -> Non
 
 def test_one_by_one_counts_for_more(source: Any) -> None:
     """C(12, 6) = 924 subsets: 2,510 sets in the lattice, but 946,176 by themselves."""
-    renormalizing, other = (source(0, torch.zeros(12, 4), top_k=2, renormalises=kind) for kind in (True, False))
+    renormalizing, other = (source(0, torch.zeros(12, 4), top_k=2, renormalizes=kind) for kind in (True, False))
     exhaustive(0.5, max_subsets=2510).statistics(renormalizing)
     exhaustive(0.5, max_subsets=946_176).statistics(other)
     for layer, limit in ((renormalizing, 2509), (other, 946_175)):

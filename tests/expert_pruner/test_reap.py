@@ -84,7 +84,7 @@ def test_the_softmax_is_of_the_tokens_that_chose_the_expert(checkpoint: Checkpoi
         torch.testing.assert_close(portions.gate_E, softmax.gate_E)
         torch.testing.assert_close(portions.gated_norm_E, softmax.gated_norm_E, rtol=1e-5, atol=1e-5)
         assert torch.equal(softmax.count_E, own.count_E)
-        assert torch.allclose(softmax.gate_E, own.gate_E) is not step.layer.renormalises
+        assert torch.allclose(softmax.gate_E, own.gate_E) is not step.layer.renormalizes
 
 
 def test_no_batch_that_was_run_is_kept_for_other_runs() -> None:

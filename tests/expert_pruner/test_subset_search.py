@@ -21,12 +21,12 @@ def subset_search(*, beam_width: int = 1, gap_max_subsets: int = 10**6) -> Subse
     )
 
 
-def losses_of(outputs_ED: Tensor, logits_TE: Tensor, top_k: int, max_removed: int, renormalises: bool = True) -> Losses:
+def losses_of(outputs_ED: Tensor, logits_TE: Tensor, top_k: int, max_removed: int, renormalizes: bool = True) -> Losses:
     """Losses of a layer whose experts give the same on every token."""
     num_experts = len(outputs_ED)
-    grams = TokenGrams(num_experts, top_k, max_removed, renormalises, chunk_tokens=64)
+    grams = TokenGrams(num_experts, top_k, max_removed, renormalizes, chunk_tokens=64)
     gates_TK, chosen_TK = logits_TE.softmax(1).topk(top_k)
-    if renormalises:
+    if renormalizes:
         gates_TK = gates_TK / gates_TK.sum(1, keepdim=True)
     grams.routing(logits_TE, chosen_TK, gates_TK)
     grams.all_experts(outputs_ED[:, None].expand(-1, len(logits_TE), -1), logits_TE, chosen_TK, gates_TK)
@@ -47,11 +47,11 @@ def greedy_goes_wrong() -> Losses:
     return losses_of(torch.tensor([[1.0], [0.0], [0.0], [2**0.5]]), logits_TE, 1, 2)
 
 
-def random_losses(seed: int, *, num_experts: int = 8, top_k: int = 2, renormalises: bool = True) -> Losses:
+def random_losses(seed: int, *, num_experts: int = 8, top_k: int = 2, renormalizes: bool = True) -> Losses:
     generator = torch.Generator().manual_seed(seed)
     outputs_ED = torch.randn(num_experts, 3, generator=generator)
     logits_TE = 2 * torch.randn(60, num_experts, generator=generator)
-    return losses_of(outputs_ED, logits_TE, top_k, num_experts // 2, renormalises)
+    return losses_of(outputs_ED, logits_TE, top_k, num_experts // 2, renormalizes)
 
 
 def test_losses_by_hand() -> None:
@@ -69,10 +69,10 @@ def test_beam_and_exchanges_each_find_what_greedy_misses() -> None:
     assert exchange(losses, greedy, loss) == ((2, 3), pytest.approx(2**0.5))
 
 
-@pytest.mark.parametrize("renormalises", [True, False])
-def test_a_beam_wide_enough_is_exact(renormalises: bool) -> None:
+@pytest.mark.parametrize("renormalizes", [True, False])
+def test_a_beam_wide_enough_is_exact(renormalizes: bool) -> None:
     for seed in range(5):
-        losses = random_losses(seed, renormalises=renormalises)
+        losses = random_losses(seed, renormalizes=renormalizes)
         removed, loss = beam(losses, 4, width=1000)
         best, least = enumerate_all(losses, 4)
         assert (removed, pytest.approx(loss)) == (best, least)

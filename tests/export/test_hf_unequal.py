@@ -106,7 +106,7 @@ def test_what_is_set_on_the_model_holds_for_the_rebuilt_layers(make_pruned: Make
 
 
 def test_a_model_made_anew_of_the_config_has_weights(make_pruned: Make) -> None:
-    """The rebuilt layers are initialised like the others, and not what memory happens to hold."""
+    """The rebuilt layers are initialized like the others, and not what memory happens to hold."""
     folder = last_layer_cut(make_pruned, "mixtral").folder
     config = AutoConfig.from_pretrained(folder)
     with torch.no_grad():

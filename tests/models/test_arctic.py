@@ -308,7 +308,7 @@ def test_parameters_of_the_real_model_by_hand() -> None:
 
 
 def test_the_blocks_lie_where_pruning_looks_for_them(publish: Publish) -> None:
-    """A router with `top_k`, `weight` and its own word on renormalising; fused experts; neither in a dense layer."""
+    """A router with `top_k`, `weight` and its own word on renormalizing; fused experts; neither in a dense layer."""
     dense, sparse, _ = load(publish("experts in layer 1 of 3")[2]).model.layers
     assert not hasattr(dense.block_sparse_moe, "experts")
     assert sparse.block_sparse_moe.experts.gate_up_proj.shape == (5, 2 * 12, 16)

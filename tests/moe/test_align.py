@@ -1,4 +1,4 @@
-"""Matching hidden units: what an expert computes stays, and a renumbered copy is recognised."""
+"""Matching hidden units: what an expert computes stays, and a renumbered copy is recognized."""
 
 from itertools import permutations
 from types import SimpleNamespace

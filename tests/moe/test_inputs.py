@@ -35,11 +35,11 @@ def run(step: Step, statistics: Sequence[InputStatistics[SquaredNorm] | SharedIn
 class Token:
     """One token at one layer with experts, and what the router makes of it, in fp64 from the stock model."""
 
-    def __init__(self, x_D: Tensor, logits_E: Tensor, top_k: int, renormalises: bool):
+    def __init__(self, x_D: Tensor, logits_E: Tensor, top_k: int, renormalizes: bool):
         probability_E = logits_E.double().softmax(0)
         self.x_D = x_D.double()
         self.experts = probability_E.argsort(descending=True)[:top_k].tolist()
-        total = sum(float(probability_E[e]) for e in self.experts) if renormalises else 1.0
+        total = sum(float(probability_E[e]) for e in self.experts) if renormalizes else 1.0
         self.gates = {e: float(probability_E[e]) / total for e in self.experts}
 
 
@@ -56,8 +56,8 @@ def tokens_of(checkpoint: Checkpoint, tokens_BT: Tensor, index: int) -> list[Tok
     with torch.inference_mode():
         model(tokens_BT)
     ((x_TD, logits_TE),) = seen
-    renormalises = getattr(checkpoint.config, "norm_topk_prob", True)
-    return [Token(x_D, logits_E, 2, renormalises) for x_D, logits_E in zip(x_TD, logits_TE, strict=True)]
+    renormalizes = getattr(checkpoint.config, "norm_topk_prob", True)
+    return [Token(x_D, logits_E, 2, renormalizes) for x_D, logits_E in zip(x_TD, logits_TE, strict=True)]
 
 
 def by_hand(layer: MoELayer, tokens: Sequence[Token], expert: int, what: str) -> tuple[list[float], list[float]]:
@@ -115,7 +115,7 @@ def test_an_experts_norms_equal_those_of_the_whole_model_by_hand(
 
 
 def test_an_expert_of_every_token_is_shown_every_token_ungated(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
-    """And each once, the routed ones not twice; its neighbours see their own alone."""
+    """And each once, the routed ones not twice; its neighbors see their own alone."""
     tokens = tokens_of(checkpoint, tokens_BT, 2)
     step = last_step(checkpoint, tokens_BT)
     inputs = InputStatistics(step.layer, list(step.layer.matrices()), gated, {1, 4})
@@ -129,11 +129,11 @@ def test_an_expert_of_every_token_is_shown_every_token_ungated(checkpoint: Check
 
 @pytest.mark.parametrize("what", ["routed", "gated"])
 def test_shared_inputs_are_the_sum_over_all_experts(checkpoint: Checkpoint, tokens_BT: Tensor, what: str) -> None:
-    """Squared norms add up: those of every expert, and not of the hungry ones alone."""
+    """Squared norms add up: those of every expert, and not of the starved ones alone."""
     tokens = tokens_of(checkpoint, tokens_BT, 2)
     step = last_step(checkpoint, tokens_BT)
-    hungry = [matrix for matrix in step.layer.matrices() if matrix.expert in (0, 5)]
-    shared = SharedInputs(step.layer, hungry, gated if what == "gated" else SquaredNorm)
+    starved = [matrix for matrix in step.layer.matrices() if matrix.expert in (0, 5)]
+    shared = SharedInputs(step.layer, starved, gated if what == "gated" else SquaredNorm)
     run(step, [shared])
     ends = [by_hand(step.layer, tokens, expert, what) for expert in range(6)]
     assert shared.by_feed.keys() == {f"mlp.experts.{e}.{end}" for e in (0, 5) for end in ("in", "hidden")}

@@ -185,14 +185,14 @@ def test_regroup_works_on_an_outline_without_weights(checkpoint: Checkpoint) -> 
     assert outline.router.weight.shape == (3, 16)
 
 
-def mask_router(router: nn.Module, kept: list[int], renormalise: bool) -> None:
-    """Sends the logits of all other experts to minus infinity: softmax, top-k, renormalise as the model does."""
+def mask_router(router: nn.Module, kept: list[int], renormalize: bool) -> None:
+    """Sends the logits of all other experts to minus infinity: softmax, top-k, renormalize as the model does."""
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         masked_TE = torch.full_like(output[0], -torch.inf)
         masked_TE[:, kept] = output[0][:, kept]
         weight_TK, index_TK = masked_TE.float().softmax(-1).topk(output[2].shape[-1], dim=-1)
-        if renormalise:
+        if renormalize:
             weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return masked_TE, weight_TK, index_TK
 
@@ -200,7 +200,7 @@ def mask_router(router: nn.Module, kept: list[int], renormalise: bool) -> None:
 
 
 def test_pruned_equals_router_masked(checkpoint: Checkpoint, write_regrouped: Write, tokens_BT: Tensor) -> None:
-    """Removing experts is the same as never choosing them; holds for top-k weights renormalised or not.
+    """Removing experts is the same as never choosing them; holds for top-k weights renormalized or not.
 
     Layers keep different experts, and different numbers of them; the dense layer of Qwen2-MoE stays as it is.
     """
@@ -209,10 +209,10 @@ def test_pruned_equals_router_masked(checkpoint: Checkpoint, write_regrouped: Wr
     pruned = write_regrouped(checkpoint, {index: [[e] for e in experts] for index, experts in kept.items()})
     whole = load_checkpoint(checkpoint.path, CPU)
     assert not torch.allclose(logits(whole, tokens_BT), logits(load_checkpoint(pruned.path, CPU), tokens_BT), atol=1e-3)
-    renormalise = getattr(checkpoint.config, "norm_topk_prob", True)  # Mixtral always does
+    renormalize = getattr(checkpoint.config, "norm_topk_prob", True)  # Mixtral always does
     for index, experts in kept.items():
         layer = layers_of(whole, checkpoint.family)[index]
-        mask_router(layer.router, experts, renormalise)
+        mask_router(layer.router, experts, renormalize)
     torch.testing.assert_close(
         logits(load_checkpoint(pruned.path, CPU), tokens_BT), logits(whole, tokens_BT), rtol=1e-4, atol=1e-4
     )
@@ -232,7 +232,7 @@ def test_the_order_of_experts_does_not_matter(
 
 
 def test_permuting_experts_commutes_with_pruning_their_weights(checkpoint: Checkpoint) -> None:
-    """A pruner that compared across experts, or read a neighbour's statistic, would not commute."""
+    """A pruner that compared across experts, or read a neighbor's statistic, would not commute."""
     order = [3, 5, 0, 1, 4, 2]
     wanda = Wanda(
         attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"
@@ -291,7 +291,7 @@ def test_a_group_limited_router_keeps_its_groups(group_limited: MoELayer) -> Non
 
 
 def test_groups_that_become_unequal_are_refused(group_limited: MoELayer) -> None:
-    """The router splits its rows into equal groups: with 3, 4 and 4 it would crash, or mix neighbours."""
+    """The router splits its rows into equal groups: with 3, 4 and 4 it would crash, or mix neighbors."""
     with pytest.raises(ValueError, match=r"layer 0: .* 3 groups of 4 experts, and the plan leaves \[2, 4, 3\]"):
         group_limited.regroup([[expert] for expert in range(12) if expert not in (0, 1, 11)])
 

@@ -86,13 +86,13 @@ def test_the_share_skipped_counts_every_expert_that_goes() -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("renormalises", [True, False])
-def test_experts_equal_a_loop_over_tokens(checkpoint: Checkpoint, implementation: str, renormalises: bool) -> None:
+@pytest.mark.parametrize("renormalizes", [True, False])
+def test_experts_equal_a_loop_over_tokens(checkpoint: Checkpoint, implementation: str, renormalizes: bool) -> None:
     """With four experts a token, gates in any order, and whichever of transformers' own functions runs them."""
     model = load_checkpoint(checkpoint.path, CPU)
     model.config._experts_implementation = implementation
     layer = last_layer(model, checkpoint)
-    layer.router.norm_topk_prob = renormalises
+    layer.router.norm_topk_prob = renormalizes
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(40, 16, generator=generator)
     index_TK = torch.stack([torch.randperm(6, generator=generator)[:4] for _ in x_TD])
@@ -108,7 +108,7 @@ def test_experts_equal_a_loop_over_tokens(checkpoint: Checkpoint, implementation
         gates = weight_TK[token].tolist()
         left = sorted(range(4), key=lambda slot: -gates[slot])[: num_kept(gates, 0.6)]
         skipped += 4 - len(left)
-        scale = sum(gates) / sum(gates[slot] for slot in left) if renormalises else 1.0
+        scale = sum(gates) / sum(gates[slot] for slot in left) if renormalizes else 1.0
         for slot in left:
             names = (f"mlp.experts.{index_TK[token, slot]}.{name}_proj" for name in ("gate", "up", "down"))
             gate, up, down = (matrices[name] for name in names)
@@ -150,7 +150,7 @@ def top_1(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def test_at_a_huge_beta_a_top_2_model_is_top_1(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
-    """In families that renormalise the one that is left has gate 1, in the others its own share of all experts."""
+    """In families that renormalize the one that is left has gate 1, in the others its own share of all experts."""
     model = load_checkpoint(checkpoint.path, CPU)
     with skip_experts(model, checkpoint.family, betas(checkpoint, 1e9)) as skips:
         skipped = logits(model, tokens_BT)

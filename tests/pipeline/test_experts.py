@@ -84,7 +84,7 @@ class Pruned:
         scope: Scope = "decoder",
     ):
         batches_BT = list(tokens_BT.split(3))
-        walks = [Walk(source, batches_BT, CPU, what) for what in ("choosing experts", "full model")]
+        walks = [Walk(source, batches_BT, CPU, what) for what in ("selecting experts", "full model")]
         self.plan = plan_experts(source, experts, *walks, NOTHING_KNOWN)
 
         kept = {layer.layer: len(layer.groups) for layer in self.plan.layers}

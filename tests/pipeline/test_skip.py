@@ -15,7 +15,7 @@ from stun_exp.streaming.walk import Walk
 
 
 def test_thresholds_are_those_of_the_whole_model(checkpoint: Checkpoint, tokens_BT: Tensor) -> None:
-    """Against the router logits of transformers' own model: renormalised or not, w_2 / w_1 is e^(l_2 - l_1)."""
+    """Against the router logits of transformers' own model: renormalized or not, w_2 / w_1 is e^(l_2 - l_1)."""
     walk = Walk(checkpoint, [tokens_BT[:1], tokens_BT[1:]], torch.device("cpu"), "test")
     gates = gate_statistics(DynamicSkipping(), checkpoint)
     thresholds = layer_thresholds(DynamicSkipping(), gates, walk)

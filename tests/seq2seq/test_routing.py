@@ -86,7 +86,7 @@ def test_a_reconstruction_search_refuses_tokens_over_capacity(with_settings: Set
     """Who is over capacity depends on who else is left, which one token's inner products do not say."""
     layer = with_settings("switch_transformers", expert_capacity=2).read_layer(1)
     hidden_BSD = routed_to(layer, [[0, 0, 0, 1]])
-    grams = TokenGrams(E, 1, 2, renormalises=False, chunk_tokens=64)
+    grams = TokenGrams(E, 1, 2, renormalizes=False, chunk_tokens=64)
     refused = pytest.raises(ValueError, match=r"over the capacity.*expert_pruner=reap")
     with refused, torch.inference_mode(), observe(layer, [grams]):
         layer.block(hidden_BSD)
@@ -96,7 +96,7 @@ def test_a_reconstruction_search_refuses_tokens_over_capacity(with_settings: Set
 
 
 def published(
-    layer: MoELayer, x_TD: Tensor, fraction: float, normalise_first: bool, padding: list[bool]
+    layer: MoELayer, x_TD: Tensor, fraction: float, normalize_first: bool, padding: list[bool]
 ) -> tuple[Tensor, list[int]]:
     """The block's output, and how many tokens each expert serves, by fairseq's top-2 gating, token by token.
 
@@ -118,7 +118,7 @@ def published(
             taken[expert] += 1
     out_TD = torch.zeros_like(x_TD)
     for token, experts in enumerate(served):
-        total = sum(float(gates_TE[token, e]) for e in (choices[token] if normalise_first else experts))
+        total = sum(float(gates_TE[token, e]) for e in (choices[token] if normalize_first else experts))
         for e in experts:
             h_F = (layer.experts.up_proj[e] @ x_TD[token] + layer.experts.up_proj_bias[e]).relu()
             y_D = layer.experts.down_proj[e] @ h_F + layer.experts.down_proj_bias[e]
@@ -127,11 +127,11 @@ def published(
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.2])
-@pytest.mark.parametrize("normalise_first", [False, True])
+@pytest.mark.parametrize("normalize_first", [False, True])
 @pytest.mark.parametrize("padded", [0, 3])
-def test_nllb_routes_as_published(with_settings: Settings, fraction: float, normalise_first: bool, padded: int) -> None:
+def test_nllb_routes_as_published(with_settings: Settings, fraction: float, normalize_first: bool, padded: int) -> None:
     """20 tokens of which the last may be padding, which takes nobody's place; a fraction of 0.2 is a capacity of 4."""
-    settings = {"moe_eval_capacity_token_fraction": fraction, "normalize_router_prob_before_dropping": normalise_first}
+    settings = {"moe_eval_capacity_token_fraction": fraction, "normalize_router_prob_before_dropping": normalize_first}
     layer = with_settings("nllb-moe", **settings).read_layer(1)
     x_TD = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
     padding = [token >= 20 - padded for token in range(20)]
@@ -139,7 +139,7 @@ def test_nllb_routes_as_published(with_settings: Settings, fraction: float, norm
     seen = Seen()
     with torch.inference_mode(), observe(layer, [seen]):
         ours_TD = layer.block(x_TD[None], mask)[0]
-    expected_TD, count_E = published(layer, x_TD, fraction, normalise_first, padding)
+    expected_TD, count_E = published(layer, x_TD, fraction, normalize_first, padding)
     torch.testing.assert_close(ours_TD, expected_TD, rtol=1e-5, atol=1e-5)
     assert seen.count_E.tolist() == count_E
     assert (sum(count_E) < 2 * (20 - padded)) == (fraction < 1)

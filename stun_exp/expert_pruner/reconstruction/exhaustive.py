@@ -37,7 +37,7 @@ class Exhaustive(ReconstructionPruner):
     def _check(self, layer: "ExpertSource", num_removed: int) -> None:
         from stun_exp.expert_pruner.reconstruction.search import exact_cost
 
-        cost = exact_cost(layer.num_experts, num_removed, layer.renormalises)
+        cost = exact_cost(layer.num_experts, num_removed, layer.renormalizes)
         if cost > self.max_subsets:
             subsets = comb(layer.num_experts, num_removed)
             raise ValueError(

@@ -47,7 +47,7 @@ class ReconstructionPruner(ExpertPruner):
                 "reconstruction search does not know; choose another expert pruner, such as expert_pruner=reap"
             )
         most = min(int(self.ratio * layer.num_experts) + 1, layer.num_experts - layer.min_experts)
-        return [TokenGrams(layer.num_experts, layer.top_k, most, layer.renormalises, self.chunk_tokens)]
+        return [TokenGrams(layer.num_experts, layer.top_k, most, layer.renormalizes, self.chunk_tokens)]
 
     def examine(self, layer: "ExpertSource", statistics: "list[Statistic]", num_kept: int) -> LayerPlan:
         from stun_exp.expert_pruner.reconstruction.search import Losses

@@ -50,7 +50,7 @@ def _one_more(chunk: TokenChunk, gone_E: Tensor) -> Tensor:
     now_TK = ranks_TX[:, :top_k]
     # Whoever serves a token not: its top-k stays, and its gates change only if they are a softmax over all.
     scale_T1 = chunk.scale_T(now_TK, left_T)[:, None]
-    scale_TE = scale_T1.expand_as(after_TE) if chunk.renormalises else 1 / after_TE
+    scale_TE = scale_T1.expand_as(after_TE) if chunk.renormalizes else 1 / after_TE
     errors_TE = squared_error(scale_TE, *(term[:, None] for term in chunk.terms_T(now_TK)))
     for place in range(top_k):
         others_TK = torch.cat([ranks_TX[:, :place], ranks_TX[:, place + 1 :]], 1)
@@ -94,9 +94,9 @@ def exchange(losses: Losses, removed: Removed, loss: float) -> tuple[Removed, fl
     return removed, loss
 
 
-def exact_cost(num_experts: int, num_removed: int, renormalises: bool) -> int:
+def exact_cost(num_experts: int, num_removed: int, renormalizes: bool) -> int:
     """What `exact` has to visit: the sets of the lattice, or every set by itself, which counts as 1,024."""
-    if renormalises:
+    if renormalizes:
         return num_sets(num_experts, num_removed)
     return BY_ITSELF * comb(num_experts, num_removed)
 
@@ -104,7 +104,7 @@ def exact_cost(num_experts: int, num_removed: int, renormalises: bool) -> int:
 def exact(losses: Losses, num_removed: int) -> tuple[Removed, float]:
     """The set with the least loss of all; of equals, whichever comes first."""
     losses.evaluated += comb(losses.num_experts, num_removed)
-    if losses.grams.renormalises:
+    if losses.grams.renormalizes:
         return best_subset(losses.grams, losses.num_experts, num_removed)
     return enumerate_all(losses, num_removed)
 

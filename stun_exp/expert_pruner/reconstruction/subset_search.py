@@ -29,7 +29,7 @@ class SubsetSearch(ReconstructionPruner):
 
         removed, loss = exchange(losses, *beam(losses, num_removed, self.beam_width))
         facts = {"loss": loss, "gap": None}
-        if exact_cost(layer.num_experts, num_removed, layer.renormalises) <= self.gap_max_subsets:
+        if exact_cost(layer.num_experts, num_removed, layer.renormalizes) <= self.gap_max_subsets:
             _, least = exact(losses, num_removed)
             facts["gap"] = max(loss / least - 1, 0.0) if least > 0 else 0.0  # below 0 by rounding alone
         return removed, facts

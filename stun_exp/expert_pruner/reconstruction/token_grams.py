@@ -35,7 +35,7 @@ class TokenChunk:
     gram_TXX: Tensor
     """Inner products of the outputs at the first R ranks and, last, of what the target has beyond the full layer's."""
     top_k: int
-    renormalises: bool
+    renormalizes: bool
 
     @property
     def num_ranks(self) -> int:
@@ -43,7 +43,7 @@ class TokenChunk:
 
     def scale_T(self, ranks_TK: Tensor, left_T: Tensor) -> Tensor:
         """What turns values into gates: 1 over the sum of the chosen ones, or of all that are left."""
-        return 1 / (self.value_TE.gather(1, ranks_TK).sum(1) if self.renormalises else left_T)
+        return 1 / (self.value_TE.gather(1, ranks_TK).sum(1) if self.renormalizes else left_T)
 
     def terms_T(self, ranks_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """||a||^2, <a, t>, ||t||^2 with a the outputs at the given ranks weighted by their values and t the target.
@@ -89,10 +89,10 @@ class TokenGrams(Statistic):
     A chunk of T tokens takes 4 T (E D + R D + (R + 1)^2) bytes; the file, 4 (R + 1)^2 for each calibration token.
     """
 
-    def __init__(self, num_experts: int, top_k: int, max_removed: int, renormalises: bool, chunk_tokens: int):
+    def __init__(self, num_experts: int, top_k: int, max_removed: int, renormalizes: bool, chunk_tokens: int):
         self.num_ranks = min(top_k + max_removed, num_experts)
         self.top_k = top_k
-        self.renormalises = renormalises
+        self.renormalizes = renormalizes
         self.chunk_tokens = chunk_tokens
         self.num_batches = 0
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 -- it outlives this call
@@ -145,7 +145,7 @@ class TokenGrams(Statistic):
             gram = np.memmap(self.file, dtype=np.float32, mode="r+", offset=start, shape=shape)
             start += gram.nbytes
             value_TE = logits_TE.double().exp()
-            yield TokenChunk(batch, order_TE.long(), value_TE, torch.from_numpy(gram), self.top_k, self.renormalises)
+            yield TokenChunk(batch, order_TE.long(), value_TE, torch.from_numpy(gram), self.top_k, self.renormalizes)
 
     def _ranked(self, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> tuple[Tensor, Tensor]:
         """Experts by rank, and their logits below the highest; ValueError if the gates are not a softmax of these."""
@@ -170,7 +170,7 @@ class TokenGrams(Statistic):
                 "choice), which a reconstruction search assumes; choose an expert pruner that uses no reconstruction "
                 "loss, such as expert_pruner=reap"
             )
-        gate_TK = first_TK.softmax(1) if self.renormalises else logits_TE.softmax(1)[:, : self.top_k]
+        gate_TK = first_TK.softmax(1) if self.renormalizes else logits_TE.softmax(1)[:, : self.top_k]
         if not torch.allclose(gate_TK, weight_TK.gather(1, by_weight).float(), rtol=0.02, atol=1e-3):
             raise ValueError(
                 "this model's gates are not the softmax of its router logits, which a reconstruction search computes "

@@ -109,11 +109,11 @@ def search(total_at: Callable[[float], int], target: int) -> float | None:
             return threshold
         if len(totals) >= 10 and len(set(totals[-10:])) == 1:
             return None
-        towards = 1 if totals[-1] > target else -1
-        flipped = flipped or towards == -direction
-        direction = towards
+        toward = 1 if totals[-1] > target else -1
+        flipped = flipped or toward == -direction
+        direction = toward
         step = step / 2 if flipped else step * 2
-        threshold += towards * step
+        threshold += toward * step
 
 
 def nearest(layers: OfficialLayers, target: int) -> float:

@@ -3,7 +3,7 @@
 Source: `configuration_arctic.py` of Snowflake/snowflake-arctic-base and -instruct. Published settings that only steer
 DeepSpeed's training of the experts (`moe_train_capacity_factor`, `moe_eval_capacity_factor`, `moe_min_capacity`,
 `moe_token_dropping`, `enable_expert_tensor_parallelism`, `quantization`) are carried from one config.json to the next
-and do nothing: the published model drops no token and quantises nothing unless DeepSpeed runs it.
+and do nothing: the published model drops no token and quantizes nothing unless DeepSpeed runs it.
 """
 
 from typing import Any

@@ -30,7 +30,7 @@ from stun_exp.models.arctic.layers import ArcticDecoderLayer, ArcticTopKRouter
 
 
 class ArcticPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What transformers needs to know of the architecture to initialise, place and observe it."""
+    """What transformers needs to know of the architecture to initialize, place and observe it."""
 
     config_class = ArcticConfig
     base_model_prefix = "model"

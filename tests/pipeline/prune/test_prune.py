@@ -112,7 +112,7 @@ def test_on_pruned_inputs_they_are_not(mixtral: Checkpoint, prune: Make, compone
 def test_experts_in_portions_give_the_same_bytes(
     checkpoint: Checkpoint, prune: Make, recorder: Make, inputs: str, experts_at_once: int
 ) -> None:
-    """Portions that divide 6 experts or not; a pruned expert changes nothing that its neighbours receive."""
+    """Portions that divide 6 experts or not; a pruned expert changes nothing that its neighbors receive."""
     whole = prune(checkpoint, recorder(inputs=inputs)).written
     pruner = recorder(inputs=inputs, experts_at_once=experts_at_once)
     assert same_bytes(prune(checkpoint, pruner).written, whole)
@@ -193,7 +193,7 @@ def test_every_group_takes_what_is_asked_of_each_layer(
 def test_a_pattern_holds_in_every_matrix(
     checkpoint: Checkpoint, prune: Make, component: Make, name: str, pattern: str, n: int, m: int
 ) -> None:
-    """Fused, transposed or plain: the m neighbours are inputs of one output."""
+    """Fused, transposed or plain: the m neighbors are inputs of one output."""
     pruned = prune(checkpoint, component(name, pattern=pattern, group="row"), n / m)
     for index in range(3):
         for matrix, (_, after) in pruned.matrices(index).items():

@@ -76,7 +76,7 @@ def test_min_tokens_is_the_fewest_that_are_enough(mixtral: Checkpoint, prune: Ma
 def test_every_token_is_what_the_expert_makes_of_all_tokens(
     starving: Checkpoint, tokens_BT: Tensor, prune: Make, recorder: Make
 ) -> None:
-    """Layer 1 of the model as it is, and expert 5 run by hand; its neighbours keep what was routed to them."""
+    """Layer 1 of the model as it is, and expert 5 run by hand; its neighbors keep what was routed to them."""
     x_TD = entering_experts(starving, tokens_BT, 1)
     pruner = recorder(inputs="dense")
     pruned = prune(starving, pruner)
@@ -113,7 +113,7 @@ def test_a_starved_expert_loses_its_share_and_not_by_order(
     starving: Checkpoint, prune: Make, component: Make, name: str, group: str, starved: str
 ) -> None:
     """The traps: a metric of zero under a stable sort erases the left half of every row; compared with the whole layer
-    an expert without a norm would go whole, and one that was shown every token would keep more than its neighbours.
+    an expert without a norm would go whole, and one that was shown every token would keep more than its neighbors.
     """
     pruned = prune(starving, component(name, group=group, starved=starved))
     assert pruned.zeros(1, 5) == EXPERT_WEIGHTS // 2

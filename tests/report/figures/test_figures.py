@@ -93,7 +93,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def points(axes: Any) -> dict[str, list[list[float]]]:
-    """The (x, y) of each labelled line with error bars."""
+    """The (x, y) of each labeled line with error bars."""
     return {bars.get_label(): bars.lines[0].get_xydata().round(6).tolist() for bars in axes.containers}
 
 
