@@ -89,7 +89,7 @@ def _prune(checkpoint: Any, out: Path) -> None:
     from stun_exp.streaming.walk import Walk
     from stun_exp.unstructured_pruner.wanda import Wanda
 
-    pruner: Any = Wanda(
+    pruner = Wanda(
         attention=True, group="row", pattern="unstructured", inputs="pruned", min_tokens=1, starved="every_token"
     )
     stage, writer = WeightStage(pruner, "decoder"), CheckpointWriter(checkpoint, out)

@@ -10,7 +10,8 @@ from stun_exp.moe.observe import Statistic
 
 
 class Coactivation(Statistic):
-    """Number of tokens whose top-k holds both experts of a pair: symmetric (E, E), zero diagonal (STUN, 2409.06211, Eq. 7)."""
+    """Number of tokens whose top-k holds both experts of a pair: symmetric (E, E), zero
+    diagonal (STUN, 2409.06211, Eq. 7)."""
 
     def __init__(self, num_experts: int):
         self.count_EE = torch.zeros(num_experts, num_experts, dtype=torch.float64)

@@ -39,17 +39,34 @@ class Task:
 class UnstructuredPruner(Protocol):
     """Decides which weights are set to zero."""
 
-    attention: bool
-    """Whether attention is pruned too."""
-    pattern: str
-    """`unstructured`, or n:m."""
-    inputs: InputsFrom
-    """Whether a layer's inputs come through the layers pruned before it, or through the dense ones."""
-    min_tokens: int
-    """An expert that fewer calibration tokens reached is starved."""
-    starved: Starved
-    """What takes the place of a starved expert's statistic: that of every token, the sum over all experts of the
-    layer, nothing (magnitude); or the expert stays dense and the rest of the layer makes up for it."""
+    @property
+    def attention(self) -> bool:
+        """Whether attention is pruned too."""
+        ...
+
+    @property
+    def pattern(self) -> str:
+        """`unstructured`, or n:m."""
+        ...
+
+    @property
+    def inputs(self) -> InputsFrom:
+        """Whether a layer's inputs come through the layers pruned before it, or through the dense ones."""
+        ...
+
+    @property
+    def min_tokens(self) -> int:
+        """An expert that fewer calibration tokens reached is starved."""
+        ...
+
+    @property
+    def starved(self) -> Starved:
+        """What takes the place of a starved expert's statistic.
+
+        That of every token, the sum over all experts of the layer, nothing (magnitude); or the expert stays dense and
+        the rest of the layer makes up for it.
+        """
+        ...
 
     @property
     def prunes(self) -> bool:

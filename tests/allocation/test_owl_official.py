@@ -25,7 +25,7 @@ def official() -> OWL:
 
 
 def published(outliers: list[float], sparsity: float) -> list[float]:
-    """The published code word by word: r = (D - min) / (max - min) * 2 lambda; keep = r - mean(r) + 1 - s; 0.01 if <= 0."""
+    """The published code: r = (D - min) / (max - min) * 2 lambda; keep = r - mean(r) + 1 - s; 0.01 if <= 0."""
     low, high = min(outliers), max(outliers)
     r = [(value - low) / (high - low) * 2 * 0.08 for value in outliers]
     keep = [value - sum(r) / len(r) + (1 - sparsity) for value in r]

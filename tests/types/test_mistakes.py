@@ -32,7 +32,23 @@ SNIPPETS = {
 }
 IMPORTS = """
 from stun_exp import prune
+from stun_exp.allocation.owl import OWL
+from stun_exp.allocation.protocol import Allocation
 from stun_exp.config.settings import Settings
+from stun_exp.evaluation.benchmarks import LMEval
+from stun_exp.evaluation.protocol import Evaluation
+from stun_exp.export.hf import HfExport
+from stun_exp.export.protocol import Export
+from stun_exp.recovery.expert_distillation import ExpertDistillation
+from stun_exp.recovery.protocol import Recovery
+from stun_exp.skipping.dynamic import DynamicSkipping
+from stun_exp.skipping.protocol import Skipping
+from stun_exp.state.cache import Cache, CacheFolder
+from stun_exp.tracker.protocol import Tracker
+from stun_exp.tracker.wandb import WandB
+from stun_exp.unstructured_pruner.none import KeepAllWeights
+from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
+from stun_exp.unstructured_pruner.sparsegpt import SparseGPT
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.allocate import ALLOCATE
@@ -44,16 +60,26 @@ from stun_exp.unstructured_pruner.wanda import Wanda
 """
 
 
+RIGHT = """
+def f(settings: Settings, plan: Plan) -> None:
+    settings.eval.prepare()
+    print(settings.expert_pruner.removed_share() + plan.num_kept[0])
+
+def fit(
+    wanda: Wanda, sparsegpt: SparseGPT, owl: OWL, hf: HfExport, lm_eval: LMEval, wandb: WandB, folder: CacheFolder,
+    distillation: ExpertDistillation, dynamic: DynamicSkipping, no_weights: KeepAllWeights,
+) -> tuple[list[UnstructuredPruner], Allocation, Export, Evaluation, Tracker, Cache, Recovery, Skipping]:
+    return [wanda, sparsegpt, no_weights], owl, hf, lm_eval, wandb, folder, distillation, dynamic
+"""
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What mypy says of all snippets, each a file of its own."""
     folder = tmp_path_factory.mktemp("snippets")
     for number, (snippet, _) in enumerate(SNIPPETS.values()):
         (folder / f"snippet_{number}.py").write_text(f"{IMPORTS}{snippet}\n")
-    (folder / "right.py").write_text(
-        f"{IMPORTS}def f(settings: Settings, plan: Plan) -> None:\n    settings.eval.prepare()\n"
-        "    print(settings.expert_pruner.removed_share() + plan.num_kept[0])\n"
-    )
+    (folder / "right.py").write_text(f"{IMPORTS}{RIGHT}")
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"MYPYPATH": str(ROOT)})
     assert done.returncode == 1, done.stdout + done.stderr
@@ -68,4 +94,5 @@ def test_a_mistake_is_found(name: str, found: str) -> None:
 
 
 def test_what_is_right_passes(found: str) -> None:
-    assert "right.py" not in found
+    """And components fit the protocols of their places."""
+    assert [line for line in found.splitlines() if "right.py" in line] == []
