@@ -119,7 +119,8 @@ class RunContext:
     def warn(self, message: str) -> None:
         """Says it on the terminal, in the log and in the report."""
         self.warnings.append(message)
-        log.warning("%s", message)
+        with self._log.at_work():
+            log.warning("%s", message)
 
     def stage(self, stage: Stage[T], function: Callable[..., T], *inputs: Any) -> T:
         """The result of a stage: from the journal, from the cache, or else from the function, given this and `inputs`.
@@ -218,7 +219,8 @@ class RunContext:
 
     def _modules(self, stage: str) -> list[str]:
         own = [f"stun_exp.pipeline.{name}" for name in STAGES[1 : STAGES.index(stage) + 1]]
-        return [*own, *components({name: self.spec.config[name] for name in self._affecting(stage)})]
+        whole = ["stun_exp.pipeline.run"] if stage == STAGES[-1] else []
+        return [*own, *whole, *components({name: self.spec.config[name] for name in self._affecting(stage)})]
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:

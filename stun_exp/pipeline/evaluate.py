@@ -22,7 +22,7 @@ from stun_exp.state.computed import computed_once
 from stun_exp.state.costs import StageCost
 from stun_exp.state.device import circumstances
 from stun_exp.state.fingerprint import made_by
-from stun_exp.utils.json_files import write_json, write_json_lines
+from stun_exp.utils.json_files import write_json_lines
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class EvaluatedCheckpoint:
         return {key: asdict(metric) for key, metric in self.metrics.items()}
 
 
-EVALUATE: Stage[EvaluatedCheckpoint] = Stage("evaluate", warnings=lambda result: result.warnings)
+EVALUATE: Stage[EvaluatedCheckpoint] = Stage(
+    "evaluate", warnings=lambda result: result.warnings, artifacts=lambda result: {"metrics.json": result.json()}
+)
 BASELINE: Stage[EvaluatedCheckpoint | None] = Stage("baseline")
 
 
@@ -50,7 +52,6 @@ def evaluate_pruned(
 ) -> EvaluatedCheckpoint:
     """The benchmarks of the written checkpoint; `betas` are the thresholds of the layers that skip experts."""
     result = _of_run(run, inputs, written.checkpoint, written.identity(), betas)
-    write_json(run.out / "metrics.json", result.json())
     write_json_lines(run.out / "samples.jsonl", map(asdict, result.samples))
     return result
 

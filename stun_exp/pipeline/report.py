@@ -59,7 +59,6 @@ def report_of(
 
 def leave_report(run: RunContext, report: dict[str, Any], on_disk: WrittenCheckpoint) -> None:
     """Writes the report, with which the run is over; keeps the checkpoint with its card, or removes it."""
-    write_json(run.out / "sparsity.json", report["sparsity"])
     if run.keeps_checkpoint:
         write_file(run.out / CHECKPOINT / CARD, [model_card(report, command_of(run.out)).encode()])
         run.note_kept(kept_files(run.out, on_disk.digest))

@@ -45,7 +45,7 @@ class WrittenCheckpoint:
         return self.checkpoint.identity(self.digest)
 
 
-VERIFY: Stage[WrittenCheckpoint] = Stage("verify")
+VERIFY: Stage[WrittenCheckpoint] = Stage("verify", artifacts=lambda written: {"sparsity.json": written.sparsity})
 
 
 def verify(run: RunContext, inputs: Inputs, budget: Budget, written: Written) -> WrittenCheckpoint:

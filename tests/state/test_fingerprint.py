@@ -197,6 +197,7 @@ def since(stage: str) -> set[str]:
         ("export/none.py", "export"),
         ("pipeline/skip.py", "skip"),
         ("evaluation/harness.py", "evaluate"),
+        ("pipeline/run.py", "report"),
     ],
 )
 def test_code_undoes_the_stages_from_its_own_on(file: str, first: str, stages: Callable[[str], set[str]]) -> None:

@@ -1,5 +1,6 @@
 """The log of a run is in its folder, and logging is as it was when the run is over."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,16 @@ def test_a_run_leaves_a_line_for_each_stage_and_its_warnings(
     assert [line.removeprefix("WARNING ") for line in found if line.startswith("WARNING")] == report["warnings"]
     said = " ".join(capsys.readouterr().err.split())
     assert all(" ".join(line.split(" ", 1)[1].split()) in said for line in found)
+
+
+def test_runs_that_go_together_have_their_own_warnings(runner: Runner, tmp_path: Path) -> None:
+    runner("sparsity=[0.4,0.5]", "unstructured_pruner.min_tokens=100000", "unstructured_pruner.pattern=2:4")
+    for sparsity in ("0.4", "0.5"):
+        folder = tmp_path / f"run/sparsity={sparsity}"
+        report = json.loads((folder / "report.json").read_text())
+        assert f"sparsity={sparsity}" in " ".join(report["warnings"])
+        said = [line.removeprefix("WARNING ") for line in lines(folder) if line.startswith("WARNING")]
+        assert said == report["warnings"]
 
 
 def test_a_run_that_goes_on_goes_on_with_its_log(runner: Runner, tmp_path: Path) -> None:
