@@ -6,7 +6,7 @@
 # what is read back, counts, the same code once more. Everything else needs a tolerance, with its reason beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-all=(tests/{allocation,checkpoint,expert_pruner,export,models,moe,pipeline,recovery,resume,seq2seq,skipping}
+all=(tests/{allocation,checkpoint,expert_pruner,export,golden,models,moe,pipeline,recovery,resume,seq2seq,skipping}
   tests/{state/test_statistics_cache.py,streaming,unstructured_pruner})
 kernels=(
   ""
