@@ -193,8 +193,8 @@ class RunContext:
         """The sha256 of all that a stage's result depends on: what affects it and the stages before it."""
         if stage not in self._fingerprints:
             config = {name: self.spec.config[name] for name in self._affecting(stage)}
-            components = (getattr(self.settings, name) for name in config)
-            read = [file for one in components if isinstance(one, Component) for file in one.reads()]
+            chosen = (getattr(self.settings, name) for name in config)
+            read = [file for one in chosen if isinstance(one, Component) for file in one.reads()]
             files = {str(file): self.digests.of(file) for file in read}
             parts = {"settings": config, "inputs": self.inputs, "files": files, "lm-eval": version("lm-eval")}
             self._fingerprints[stage] = fingerprint(self._modules(stage), parts)
