@@ -43,6 +43,8 @@ def started(code: str, *argv: str, here: Path) -> "Iterator[subprocess.Popen[str
     """Python while it runs a code in a folder, as the head of a group of processes like those of a terminal."""
     command = [sys.executable, "-c", code, *argv]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Started in the background, the tests themselves ignore Ctrl-C, and what they start would too.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, cwd=here, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
         try:
             yield process

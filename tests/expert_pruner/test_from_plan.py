@@ -57,7 +57,7 @@ def test_a_replayed_plan_is_the_plan(
 def test_ratio_is_the_share_removed_to_the_last_digit(tmp_path: Path) -> None:
     """1 - 8 / 10 is 0.19999999999999996, and `sparsity=0.2` would not equal it. Merged experts are removed ones."""
     plan = Plan([LayerPlan(0, 5, [[0, 1], [2], [3], [4]], [0, 2, 3, 4]), keep(1, 5, [0, 1, 2, 3])])
-    assert FromPlan(path=str(write(tmp_path, plan))).ratio == 0.2
+    assert FromPlan(path=str(write(tmp_path, plan))).removed_share() == 0.2
 
 
 def test_file_and_folder_are_the_same(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_it_survives_the_way_to_another_process(tmp_path: Path) -> None:
     """Launchers send components, also after something has asked for the ratio."""
     replay = FromPlan(path=str(write(tmp_path, Plan([keep(3, 4, [1, 2])]))))
     assert replay.removed_share() == 0.5
-    assert pickle.loads(pickle.dumps(replay)).ratio == 0.5
+    assert pickle.loads(pickle.dumps(replay)).removed_share() == 0.5
 
 
 def test_layers_far_from_even_are_replayed(planned: Planned, source: Any, tmp_path: Path) -> None:

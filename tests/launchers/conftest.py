@@ -24,7 +24,7 @@ import pytest
 NODE = "this"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = f"{os.environ['PATH']}:/usr/sbin"  # where Debian puts daemons, and not every user looks
-MEASURED = ("choosing (s)", "peak GiB", "seconds")
+MEASURED = ("selection (s)", "peak GiB", "total (s)")
 """The columns of a table that differ from run to run."""
 T = TypeVar("T")
 

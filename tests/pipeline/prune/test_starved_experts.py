@@ -211,7 +211,7 @@ def test_starved_experts_cost_what_they_cost(
 class Sizes:
     """An allocation that measures how many weights it is shown of each unit, and spreads nothing."""
 
-    measures, exact = True, True
+    measures, exact, pools_starved = True, True, False
 
     def __init__(self, per_expert: bool):
         self.per_expert = per_expert
