@@ -25,7 +25,7 @@ from yaml import YAMLError
 from stun_exp.cli.composing import UNNAMED, Composed, composed, configs
 from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import Argument, ConfigGroups, parsed_override, read
-from stun_exp.cli.places import other_run, taken, why_unusable
+from stun_exp.cli.places import folder_refusal, other_run, taken
 from stun_exp.config.build import ConfigError, build
 from stun_exp.config.errors import did_you_mean, dotted, no_such, shown
 from stun_exp.config.settings import Settings, specs_of
@@ -223,7 +223,7 @@ class _Jobs:
         if self.names_only:
             return
         out = self._folder(composed, arguments, job) if self.writes else None
-        if out is not None and (why := why_unusable(out)):
+        if out is not None and (why := folder_refusal(out)):
             yield f"{self._place(composed)}: {why}"
         try:
             settings = build(cfg, unknown)

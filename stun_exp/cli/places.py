@@ -13,7 +13,7 @@ INSIDE = Path(".hydra/overrides.yaml")
 """What is made in every run's folder, before the run."""
 
 
-def why_unusable(folder: str) -> str:
+def folder_refusal(folder: str) -> str:
     """Why no run can be in a folder, and what to do; "" if one can, for all that shows."""
     if "\0" in folder:
         return "no path may have a NUL in it; pass another folder"

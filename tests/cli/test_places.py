@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stun_exp.cli.check import check, settings_of
-from stun_exp.cli.places import why_unusable
+from stun_exp.cli.places import folder_refusal
 
 Mistakes = Callable[..., list[str]]
 
@@ -56,19 +56,19 @@ BAD = {
 
 @pytest.mark.parametrize("make", BAD)
 def test_a_folder_that_no_run_can_be_in(make: Callable[[Path], str], tmp_path: Path) -> None:
-    assert why_unusable(make(tmp_path)).endswith(BAD[make])
+    assert folder_refusal(make(tmp_path)).endswith(BAD[make])
 
 
 def test_a_folder_that_a_run_can_be_in(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     for name in ("", "new", "new/newer", "there", "link", "link/x"):
-        assert why_unusable(str(tmp_path / name)) == ""
+        assert folder_refusal(str(tmp_path / name)) == ""
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda place, how: Path(place) != tmp_path)  # root may anything
-    assert why_unusable(f"{tmp_path}/new") == f"{tmp_path} may not be written to; pass another folder"
+    assert folder_refusal(f"{tmp_path}/new") == f"{tmp_path} may not be written to; pass another folder"
 
 
 def test_it_is_told_with_all_other_mistakes(mistakes: Mistakes, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from stun_exp.report.data.points import Point
 from stun_exp.report.data.run_settings import flat_settings
 
-BUNDLED_PREFIX = "bundled:"
+_BUNDLED = "bundled:"
 FILE = Path(__file__).with_name("published.csv")
 TOY_NAMES = {
     "c4": "toy",
@@ -51,7 +51,7 @@ def is_of_model(row: PublishedRow, point: Point) -> bool:
 
 def is_of_toy_version(row: PublishedRow, point: Point) -> bool:
     """Whether the run is of the pack's toy version, on a bundled model."""
-    return is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(BUNDLED_PREFIX)
+    return is_of_pack(row, point) and str(point.reports[0]["model"]["source"]).startswith(_BUNDLED)
 
 
 def is_of_pack(row: PublishedRow, point: Point) -> bool:
