@@ -1,7 +1,7 @@
 """The Python API: prune a model, inspect one, and read what runs have left."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -109,13 +109,14 @@ def prune(
     given = _flat({**(settings or {}), **more})
     if sparsity is not None:
         given["sparsity"] = sparsity
-    with _source(model, tokenizer, folder) as source:
+    with _source(model, tokenizer, folder) as (source, save):
         specs, choices = _specs({**source, **given}, folder)
         if any(spec.settings.dry_run for spec in specs):
             raise ValueError("dry_run=True: prune() returns reports, and a dry run has none; use stun_exp.inspect()")
+        save()
         run_all(specs, choices)
     reports = [read_report(spec.out) for spec in specs]
-    return reports if isinstance(sparsity, Sequence) else reports[0]
+    return reports if isinstance(given.get("sparsity"), Sequence) else reports[0]
 
 
 def inspect(model: str | Path, *, settings: Mapping[str, Any] | None = None, **more: Any) -> "ModelFacts":
@@ -215,12 +216,12 @@ def _named(model: str | Path) -> dict[str, Any]:
 @contextmanager
 def _source(
     model: "str | Path | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", out: Path
-) -> Iterator[dict[str, Any]]:
-    """The settings that choose a model; one in memory lies in a folder of the run inside the block."""
+) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    """The settings that choose a model, and what saves one in memory, in a folder that is there inside the block."""
     if isinstance(model, str | Path):
         if tokenizer is not None:
             raise ValueError("tokenizer: is for a model in memory; the one of a checkpoint is read from its folder")
-        yield _named(model)
+        yield _named(model), lambda: None
         return
     if tokenizer is None:
         raise ValueError("tokenizer: required with a model in memory; pass the one that belongs to it")
@@ -231,9 +232,14 @@ def _source(
         raise ValueError(f"{folder}: is there, and the model is to be saved there; move it away, or choose another out")
     folder.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    try:
+
+    def save() -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        yield _named(folder)
+
+    try:
+        yield _named(folder), save
     finally:
         rmtree(folder)
+        with suppress(OSError):  # the run has left something there
+            out.rmdir()

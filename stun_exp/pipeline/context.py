@@ -24,6 +24,12 @@ from stun_exp.state.lock import run_lock
 from stun_exp.state.log import RunLog, logging_on
 from stun_exp.utils.json_files import write_json
 
+TRAINING = "training tokens"
+"""Among a run's inputs, the text of a recovery."""
+UNTRAINED = STAGES[: STAGES.index("recover")]
+"""Stages that it has no part in."""
+MEASURING = STAGES[STAGES.index("evaluate") :]
+"""Stages that lm-eval has a part in."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -170,16 +176,19 @@ class RunContext:
             )
         else:
             result = function(self, *inputs)
-        self.record(stage, result, self.cost.forward_passes, self.cost.charged_seconds)
+        self.record(stage.name, result, self.cost.forward_passes, self.cost.charged_seconds)
         return result
 
-    def record(self, stage: Stage[T], result: T, passes: float, charged: float = 0.0) -> None:
-        """Journals a stage's result, or one of several, with the time since the last one; it must be on disk."""
+    def record(self, stage: str, result: Any, passes: float, charged: float = 0.0) -> None:
+        """Journals the result of the stage of that name, or one of several, with the time since the last record.
+
+        The result is a dataclass; what it speaks of must be on disk.
+        """
         now = time.perf_counter()
         own = now - self._recorded
         self.journal.add(
-            stage.name,
-            self.fingerprint(stage.name),
+            stage,
+            self.fingerprint(stage),
             result,
             StageCost(wall_seconds=own, charged_seconds=own + charged, forward_passes=passes),
         )
@@ -196,7 +205,9 @@ class RunContext:
             chosen = (getattr(self.settings, name) for name in config)
             read = [file for one in chosen if isinstance(one, Component) for file in one.reads()]
             files = {str(file): self.digests.of(file) for file in read}
-            parts = {"settings": config, "inputs": self.inputs, "files": files, "lm-eval": version("lm-eval")}
+            inputs = {name: value for name, value in self.inputs.items() if name != TRAINING or stage not in UNTRAINED}
+            measures = {"lm-eval": version("lm-eval")} if stage in MEASURING else {}
+            parts = {"settings": config, "inputs": inputs, "files": files, **measures}
             self._fingerprints[stage] = fingerprint(self._modules(stage), parts)
         return self._fingerprints[stage]
 

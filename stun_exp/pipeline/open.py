@@ -11,7 +11,7 @@ from torch import Tensor
 from stun_exp.calibration.protocol import CalibrationTokens, decoder_start
 from stun_exp.checkpoint.census import Census, census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.context import TRAINING, RunContext, Stage
 from stun_exp.pipeline.drawn_tokens import drawn_tokens
 from stun_exp.pipeline.dry_run import print_budget
 from stun_exp.pipeline.inputs import Inputs
@@ -98,7 +98,7 @@ def _identify(
         "device": run.device.type,
         "calibration tokens": tokens.sha256,
         "calibration batches": [list(batch.shape) for batch in tokens.batches_BT],
-        "training tokens": sha256(training_NT.numpy().tobytes()).hexdigest(),
+        TRAINING: sha256(training_NT.numpy().tobytes()).hexdigest(),
     }
     return identity
 

@@ -141,7 +141,7 @@ def _pruning(prepared: PreparedRun) -> "tuple[Pruning, LayerDiagnostics]":
 
     def record(step: Step, pruned: PrunedLayer, shard: Shard) -> None:
         index, passes = step.layer.index, step.passes / inputs.checkpoint.num_layers
-        run.record(PRUNE, FinishedLayer(index, shard, pruned, diagnostics.of(index)), passes)
+        run.record(PRUNE.name, FinishedLayer(index, shard, pruned, diagnostics.of(index)), passes)
 
     writer = CheckpointWriter(inputs.checkpoint, run.out / CHECKPOINT, found.shards)
     work = Pruning(stage, prepared.allocated.layers, walk, writer, diagnostics.watch, found.pruned, record)

@@ -58,7 +58,7 @@ def recover(
     )
     result = run.settings.recovery.recover(to_train)
     if result is not None:
-        run.record(Stage(RECOVER.name, result=Recovered), Recovered(result, writer.rehash()), 0.0)
+        run.record(RECOVER.name, Recovered(result, writer.rehash()), 0.0)
     return result
 
 

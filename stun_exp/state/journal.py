@@ -21,6 +21,8 @@ from stun_exp.state.costs import StageCost
 from stun_exp.state.ownership import check_free, is_odd
 from stun_exp.utils.files import PARTIAL, not_written, write_file
 
+MOST_NAMED = 8
+"""Differences that are told; a run of another version of this package has hundreds."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,9 @@ class Journal:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*old, *new])
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    found = [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+    return found[:MOST_NAMED] + more
 
 
 class Recorded(NamedTuple, Generic[T]):

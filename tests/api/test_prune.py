@@ -87,6 +87,25 @@ def test_several_sparsities_are_several_reports(mixtral_path: Path, quick: Setti
     assert [report.folder.name for report in reports] == ["sparsity=0.4", "sparsity=0.6"]
 
 
+def test_several_sparsities_among_the_settings_are_several_reports_too(
+    mixtral_path: Path, quick: Settings, tmp_path: Path
+) -> None:
+    """Of two runs the first one's report was given, and the other kept silent."""
+    reports = stun_exp.prune(mixtral_path, out=tmp_path / "run", settings={**quick, "sparsity": [0.4, 0.6]})
+    assert isinstance(reports, list)
+    assert [round(report.sparsity, 2) for report in reports] == [0.4, 0.6]
+
+
+def test_a_model_in_memory_is_not_saved_for_settings_that_are_wrong(
+    mixtral_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = stun_exp.load_pruned(mixtral_path), AutoTokenizer.from_pretrained(mixtral_path)
+    monkeypatch.setattr(type(model), "save_pretrained", lambda *_: pytest.fail("it was saved"))
+    with pytest.raises(ConfigError, match="sparsty: no such setting"):
+        stun_exp.prune(model, tokenizer=tokenizer, out=tmp_path / "run", sparsty=0.5)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_in_memory_is_pruned_like_that_on_disk(mixtral_path: Path, quick: Settings, tmp_path: Path) -> None:
     """It is on disk for the time of the run alone."""
     stun_exp.prune(mixtral_path, out=tmp_path / "disk", sparsity=0.5, settings=quick)

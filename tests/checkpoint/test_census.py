@@ -1,27 +1,14 @@
 """Every tensor is looked at once: for numbers that are not finite, and for zeros."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from edited_weights import edited
 
 from stun_exp.checkpoint.census import census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
-from stun_exp.checkpoint.shards import SINGLE
-
-
-def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-    """The folder, after a change to its weights that leaves sizes and times as they were."""
-    about = (folder / SINGLE).stat()
-    tensors = {key: tensor.clone() for key, tensor in load_file(folder / SINGLE).items()}
-    edit(tensors)
-    save_file(tensors, folder / SINGLE, {"format": "pt"})
-    os.utime(folder / SINGLE, ns=(about.st_atime_ns, about.st_mtime_ns))
-    return folder
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

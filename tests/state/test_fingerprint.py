@@ -216,6 +216,26 @@ def test_code_that_no_stage_runs_undoes_none(file: str, stages: Callable[[str], 
     assert stages(file) == set()
 
 
+def test_what_later_stages_depend_on_undoes_no_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trap: a newer lm-eval, or text for a recovery, had plans made again."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        (spec,) = specs_from(compose("config", ["name=test", "eval=none", "cache=none"]), tmp_path / "run")
+
+    def fingerprints(**inputs: str) -> dict[str, str]:
+        run = RunContext(spec, {})
+        run.inputs = {"calibration tokens": "a", "training tokens": "a", **inputs}
+        return {stage: run.fingerprint(stage) for stage in DECIDE}
+
+    def changed(now: dict[str, str]) -> set[str]:
+        return {stage for stage in DECIDE if now[stage] != whole[stage]}
+
+    whole = fingerprints()
+    assert changed(fingerprints(**{"calibration tokens": "b"})) == since("experts")
+    assert changed(fingerprints(**{"training tokens": "b"})) == since("recover")
+    monkeypatch.setattr("stun_exp.pipeline.context.version", lambda package: "another")
+    assert changed(fingerprints()) == since("evaluate")
+
+
 def test_a_setting_undoes_the_stages_that_it_affects(tmp_path: Path) -> None:
     def fingerprints(*overrides: str) -> dict[str, str]:
         with initialize_config_dir(str(CONF), version_base="1.3"):

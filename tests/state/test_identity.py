@@ -1,14 +1,13 @@
-"""Models are told apart by what is in them, and every tensor is looked at once."""
+"""Models are told apart by what is in them."""
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from edited_weights import edited
+from safetensors.torch import load_file
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.shards import SINGLE
@@ -18,16 +17,6 @@ from stun_exp.state.identity import Digests
 from stun_exp.utils.files import digest_of
 
 NOTHING_KEPT = Store(NoCache(), pytest.fail)
-
-
-def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-    """The folder, after a change to its weights that leaves sizes and times as they were."""
-    about = (folder / SINGLE).stat()
-    tensors = {key: tensor.clone() for key, tensor in load_file(folder / SINGLE).items()}
-    edit(tensors)
-    save_file(tensors, folder / SINGLE, {"format": "pt"})
-    os.utime(folder / SINGLE, ns=(about.st_atime_ns, about.st_mtime_ns))
-    return folder
 
 
 def identity(folder: Path, store: Store = NOTHING_KEPT) -> dict[str, str]:

@@ -65,6 +65,14 @@ def test_a_record_of_another_fingerprint_is_none(tmp_path: Path) -> None:
     assert again.find("experts", "old", Plan) is not None
 
 
+def test_a_run_of_another_version_differs_in_one_readable_line(tmp_path: Path) -> None:
+    """It named the code of two hundred modules."""
+    Journal(tmp_path, RUN | {f"code of {number}": "a" for number in range(200)}, anew=False)
+    with pytest.raises(ValueError, match=r"code of 0: a -> None; .*; and 192 more; go on as it was begun") as error:
+        Journal(tmp_path, RUN, anew=False)
+    assert "code of 9" not in str(error.value)
+
+
 def test_changed_code_is_named_once(tmp_path: Path) -> None:
     assert Journal(tmp_path, RUN, anew=False).note_code({"wanda": "a", "torch": "1"}) == []
     assert Journal(tmp_path, RUN, anew=False).note_code({"wanda": "b", "torch": "1"}) == ["wanda"]
