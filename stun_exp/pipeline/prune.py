@@ -69,9 +69,9 @@ class Written(NamedTuple):
 class EarlierLayers:
     """What lies in a checkpoint's folder just as it was recorded: layers, and their shards by number."""
 
-    pruned: dict[int, PrunedLayer] = field(default_factory=dict)
-    seen: dict[int, Seen] = field(default_factory=dict)
-    shards: dict[int, Shard] = field(default_factory=dict)
+    pruned: dict[int, PrunedLayer]
+    seen: dict[int, Seen]
+    shards: dict[int, Shard]
 
 
 def find_layers(run: RunContext, recovered: Mapping[int, Shard] | None) -> EarlierLayers:
