@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scripts.toy.probe import accuracies, expert_shares
 from scripts.toy.recipes import TOYS
 from scripts.toy.tokenizer import train_tokenizer
-from scripts.toy.training import ship, train
+from scripts.toy.training import ship, start, train
 from stun_exp.toy import MODELS
 
 CHECKPOINT_EVERY = 250
@@ -27,9 +28,11 @@ def main() -> int:
     arguments = _arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe, config = TOYS[arguments.model]
+    phases = list(TOYS[arguments.model])
     if arguments.steps is not None:
-        recipe = dataclasses.replace(recipe, steps=arguments.steps)
+        phases[-1] = dataclasses.replace(
+            phases[-1], recipe=dataclasses.replace(phases[-1].recipe, steps=arguments.steps)
+        )
     tokenizer = train_tokenizer()
     console = Console()
     log = (arguments.work / "log.jsonl").open("a", encoding="utf-8")
@@ -37,25 +40,31 @@ def main() -> int:
     began = time.monotonic()
 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=recipe.steps)
+        bar = progress.add_task("training", total=sum(phase.recipe.steps for phase in phases))
 
-        def report(step: int, measured: dict[str, float]) -> None:
-            record = {"step": step} | {name: round(value, 4) for name, value in measured.items()}
+        def report(step: int, measured: dict[str, float], done: int) -> None:
+            record = {"step": done + step} | {name: round(value, 4) for name, value in measured.items()}
             log.write(json.dumps(record) + "\n")
             log.flush()
-            progress.update(bar, completed=step, description=f"loss {measured['loss']:.3f}")
+            progress.update(bar, completed=done + step, description=f"loss {measured['loss']:.3f}")
             if not console.is_terminal and step % CHECKPOINT_EVERY == 0:
                 console.print(record)
 
-        model = train(
-            recipe,
-            config(tokenizer),
-            tokenizer,
-            device=device,
-            checkpoint=arguments.work / "checkpoint.pt",
-            checkpoint_every=CHECKPOINT_EVERY,
-            report=report,
-        )
+        model, done = None, 0
+        for number, phase in enumerate(phases, 1):
+            if model is not None:
+                ship(model, tokenizer, arguments.work / f"phase{number - 1}")
+            model = train(
+                phase.recipe,
+                start(phase, tokenizer, model),
+                tokenizer,
+                device=device,
+                checkpoint=arguments.work / f"phase{number}.pt",
+                checkpoint_every=CHECKPOINT_EVERY,
+                report=partial(report, done=done),
+            )
+            done += phase.recipe.steps
+    assert model is not None, "a toy has at least one phase"
     seconds = time.monotonic() - began
     ship(model, tokenizer, arguments.out or MODELS[arguments.model])
     shares_LE = expert_shares(model, tokenizer, CALIBRATION_DOCUMENTS)
@@ -76,7 +85,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=TOYS, default="toy_moe")
-    parser.add_argument("--steps", type=int, help="by default those of the model's recipe")
+    parser.add_argument("--steps", type=int, help="of the last phase; by default those of its recipe")
     parser.add_argument("--out", type=Path, help="by default the folder of the bundled model")
     parser.add_argument(
         "--work", type=Path, default=Path("toy_training"), help="checkpoint and log; resumed if present"

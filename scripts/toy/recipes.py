@@ -1,9 +1,11 @@
 """What the bundled toy models are: their shapes, and everything that decides their weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from transformers import MixtralConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from stun_exp.models.arctic.configuration import ArcticConfig
 
@@ -13,7 +15,7 @@ class Recipe:
     """Everything that decides the weights, apart from the world and the device's arithmetic."""
 
     steps: int
-    restart_step: int
+    restart_step: int | None = None  # where a second cosine begins; without: constant, and a line down at the end
     batch_size: int
     sequence_length: int
     learning_rate: float
@@ -94,8 +96,70 @@ def toy_arctic_config(tokenizer: PreTrainedTokenizerFast) -> ArcticConfig:
     )
 
 
-TOYS: dict[str, tuple[Recipe, Callable[[PreTrainedTokenizerFast], PreTrainedConfig]]] = {
-    "toy_moe": (RECIPE, toy_config),
-    "toy_arctic": (ARCTIC_RECIPE, toy_arctic_config),
+DENSE_RECIPE = Recipe(
+    steps=2000,
+    batch_size=8,
+    sequence_length=512,
+    learning_rate=2e-3,
+    warmup_steps=200,
+    weight_decay=0.05,
+    balance_weight=0.0,
+    answer_weight=3.0,
+    seed=0,
+)
+UPCYCLED_RECIPE = replace(DENSE_RECIPE, steps=6000, learning_rate=1e-3, warmup_steps=100, balance_weight=0.01, seed=1)
+
+
+def _dense_config(tokenizer: PreTrainedTokenizerFast, width: int) -> LlamaConfig:
+    return LlamaConfig(**_common(tokenizer), intermediate_size=width, rms_norm_eps=1e-5)  # Mixtral's
+
+
+def _upcycled_config(tokenizer: PreTrainedTokenizerFast, width: int, experts: int, top_k: int) -> MixtralConfig:
+    return MixtralConfig(
+        **_common(tokenizer),
+        intermediate_size=width,
+        num_local_experts=experts,
+        num_experts_per_tok=top_k,
+        output_router_logits=False,
+    )
+
+
+def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "initializer_range": 0.05,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training: from random weights, or from the phase before it, whose feed-forward becomes the experts."""
+
+    recipe: Recipe
+    config: Callable[[PreTrainedTokenizerFast], PreTrainedConfig]
+
+
+def upcycled(dense_width: int, width: int, experts: int, top_k: int) -> tuple[Phase, Phase]:
+    """A dense model, then experts that begin as copies of its feed-forward, or of slices of it."""
+    return (
+        Phase(DENSE_RECIPE, partial(_dense_config, width=dense_width)),
+        Phase(UPCYCLED_RECIPE, partial(_upcycled_config, width=width, experts=experts, top_k=top_k)),
+    )
+
+
+TOYS: dict[str, tuple[Phase, ...]] = {
+    "toy_moe": (Phase(RECIPE, toy_config),),
+    "toy_arctic": (Phase(ARCTIC_RECIPE, toy_arctic_config),),
+    "toy_upcycled": upcycled(dense_width=128, width=128, experts=16, top_k=2),
 }
-"""Recipe and shape of each bundled model."""
+"""How each toy model is made."""

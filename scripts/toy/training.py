@@ -3,6 +3,7 @@
 Shapes: B sequences, S positions, T = B * S tokens, K experts per token, E experts, V vocabulary.
 """
 
+import dataclasses
 import math
 import os
 import time
@@ -21,11 +22,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from scripts.toy.recipes import Recipe
+from scripts.toy.recipes import Phase, Recipe
 from stun_exp.models import register
 from stun_exp.toy.text import training_documents
 
 LOSS_EVERY = 50
+DECAY_SHARE = 0.2
+ROUTER_STD = 0.02
 
 
 def packed_batch(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, step: int) -> Tensor:
@@ -78,9 +81,16 @@ def language_loss(logits_BSV: Tensor, ids_BS: Tensor, answer_BS: Tensor, answer_
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, a cosine down to a fiftieth of the peak, and another from half the peak (a warm restart)."""
+    """Linear warm-up, then one of two ways down to a fiftieth of the peak.
+
+    With `restart_step` a cosine, and another from half the peak (a warm restart). Without, constant until a fifth
+    of the steps is left, and a straight line: the steps before it are the same however long the training.
+    """
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.restart_step is None:
+        left = (recipe.steps - step) / (recipe.steps * DECAY_SHARE)
+        return recipe.learning_rate * (0.02 + 0.98 * min(1.0, left))
     if step < recipe.restart_step:
         peak, first, last = recipe.learning_rate, recipe.warmup_steps, recipe.restart_step
     else:
@@ -89,9 +99,53 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def start(phase: Phase, tokenizer: PreTrainedTokenizerFast, before: PreTrainedModel | None) -> PreTrainedModel:
+    """What a phase begins with: random weights, or the model of the phase before it with experts made of it."""
+    register()
+    config = phase.config(tokenizer)
+    torch.manual_seed(phase.recipe.seed)
+    if before is None:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        return model
+    return upcycle(before.float(), config, phase.recipe.seed)  # of the weights as shipped, in bf16
+
+
+def upcycle(dense: PreTrainedModel, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A mixture whose experts are copies of the dense model's feed-forward (Sparse Upcycling, arXiv 2212.05055).
+
+    Experts narrower than the feed-forward are slices of it, in turn, scaled by the number of slices, since the
+    weights of the chosen experts add up to one. Routers are drawn from N(0, 0.02). With whole copies the mixture
+    computes what the dense model does, whatever its routers choose.
+    """
+    slices, rest = divmod(dense.config.intermediate_size, config.intermediate_size)
+    assert rest == 0, "experts must divide the dense feed-forward"
+    assert config.num_local_experts % slices == 0, "every slice must have as many copies"
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    weights, source = model.state_dict(), dense.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in weights.items():
+        stem, _, tail = name.partition(".mlp.")
+        if tail == "gate.weight":
+            weight.normal_(std=ROUTER_STD, generator=generator)
+        elif tail:
+            weight.copy_(_expert_copies(source, f"{stem}.mlp.", tail.rpartition(".")[2], slices, len(weight)))
+        else:
+            weight.copy_(source[name])
+    return model
+
+
+def _expert_copies(source: dict[str, Tensor], prefix: str, name: str, slices: int, experts: int) -> Tensor:
+    if name == "down_proj":
+        parts = [slices * part for part in source[f"{prefix}down_proj.weight"].chunk(slices, dim=1)]
+    else:
+        gate, up = (source[f"{prefix}{half}_proj.weight"].chunk(slices) for half in ("gate", "up"))
+        parts = [torch.cat(pair) for pair in zip(gate, up, strict=True)]
+    return torch.stack(parts).repeat(experts // slices, 1, 1)
+
+
 def train(
     recipe: Recipe,
-    config: PreTrainedConfig,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     *,
     device: torch.device,
@@ -100,11 +154,11 @@ def train(
     report: Callable[[int, dict[str, float]], None],
     stop_after: int | None = None,
 ) -> PreTrainedModel:
-    """The trained model in float32; continues from `checkpoint` if there is one, leaves at `stop_after`."""
-    register()
-    torch.manual_seed(recipe.seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(device)
-    model.set_experts_implementation("grouped_mm")  # the quickest in training, on CPU and on GPU
+    """The model, trained in place, in float32; continues from `checkpoint` if there is one, leaves at `stop_after`."""
+    model.to(device)
+    top_k = getattr(model.config, "num_experts_per_tok", None)  # None: dense
+    if top_k is not None:
+        model.set_experts_implementation("grouped_mm")  # the quickest in training, on CPU and on GPU
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -123,19 +177,20 @@ def train(
             group["lr"] = learning_rate(step, recipe)
         ids_BS = packed_batch(tokenizer, recipe, step).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            outputs = model.model(input_ids=ids_BS, output_router_logits=True, use_cache=False)
+            routed = {} if top_k is None else {"output_router_logits": True}
+            outputs = model.model(input_ids=ids_BS, use_cache=False, **routed)
             logits_BSV = model.lm_head(outputs.last_hidden_state)
         answer_BS = answer_mask(ids_BS, opening, closings)
         loss = language_loss(logits_BSV, ids_BS, answer_BS, recipe.answer_weight)
-        balance = torch.stack([balance_loss(r, config.num_experts_per_tok) for r in outputs.router_logits])
+        balance = [balance_loss(logits_TE, top_k) for logits_TE in outputs.router_logits] if top_k else [loss.new_zeros(())]
         optimizer.zero_grad()
-        torch.autograd.backward(loss + recipe.balance_weight * balance.sum())
+        torch.autograd.backward(loss + recipe.balance_weight * sum(balance))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % LOSS_EVERY == 0 or step + 1 == recipe.steps:
             seconds = (time.monotonic() - began) / (step + 1 - first)
-            report(step + 1, {"loss": loss.item(), "balance": balance.max().item(), "seconds_per_step": seconds})
-        if (step + 1) % checkpoint_every == 0:
+            report(step + 1, {"loss": loss.item(), "balance": max(balance).item(), "seconds_per_step": seconds})
+        if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
             _save(model, optimizer, recipe, step + 1, checkpoint)
     return model.eval()
 
@@ -158,13 +213,20 @@ def _resume(model: PreTrainedModel, optimizer: torch.optim.Optimizer, recipe: Re
     if not checkpoint.exists():
         return 0
     state: dict[str, Any] = torch.load(checkpoint, map_location=model.device, weights_only=True)
-    if state["recipe"] != vars(recipe):
+    if not _same_until(int(state["step"]), Recipe(**state["recipe"]), recipe):
         raise ValueError(
             f"{checkpoint} was made with {state['recipe']}, not {vars(recipe)}; remove it or use its settings"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _same_until(step: int, made: Recipe, wanted: Recipe) -> bool:
+    """Whether the steps so far are those of both: recipes may differ in length, where the rates so far do not."""
+    if dataclasses.replace(made, steps=wanted.steps) != wanted:
+        return False
+    return all(learning_rate(done, made) == learning_rate(done, wanted) for done in range(step))
 
 
 def ship(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -3,5 +3,9 @@
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-MODELS = {"toy_moe": WEIGHTS, "toy_arctic": Path(__file__).parent / "weights_arctic"}
+MODELS = {
+    "toy_moe": WEIGHTS,
+    "toy_arctic": Path(__file__).parent / "weights_arctic",
+    "toy_upcycled": Path(__file__).parent / "weights_upcycled",
+}
 TASKS = Path(__file__).parent / "tasks"
