@@ -23,6 +23,7 @@ from scripts.benchmarks.experts import (
     exhaustive_n16_seconds,
     exhaustive_vs_forwards,
     gram_memory,
+    redundancy_routers_seconds,
     stun_budget_vs_restart,
     stun_global_budget_seconds,
 )
@@ -71,6 +72,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
         demo_bare_clone_minutes,
         stun_global_budget_seconds,
         stun_budget_vs_restart,
+        redundancy_routers_seconds,
         sparsegpt_batched_vs_single,
         observe_over_forward,
         nf4_expert_bytes_ratio,

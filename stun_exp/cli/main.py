@@ -32,16 +32,19 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 # A launcher's config has the name of its plugin's, which it is checked against: as wanted, and nothing to tell.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
+EXPERTS = "--experts"
 INSPECT_HELP = """stun inspect tells what a model is, what of it fits where, and what a run of it will need.
 
 It reads config.json and the index, no weights; of a hub repository it fetches nothing but JSON.
 
-  stun inspect KEY=VALUE ...   the settings of a run, as for stun
+  stun inspect KEY=VALUE ...             the settings of a run, as for stun
+  stun inspect --experts KEY=VALUE ...   how alike its experts are by their routers, which are read, and nothing else
 
 Examples:
 
   stun inspect model=mixtral_8x7b
   stun inspect model=local model.path=DIR model.dtype=bfloat16 calibration=c4 unstructured_pruner=sparsegpt
+  stun inspect --experts model=toy_upcycled
 """
 
 
@@ -90,14 +93,17 @@ def inspect_command(overrides: list[str], conf: Path) -> None:
     if {"--help", "-h"} & set(overrides):
         print(INSPECT_HELP, end="")
         return
-    settings = settings_of(overrides, conf)
+    settings = settings_of([text for text in overrides if text != EXPERTS], conf)
     from stun_exp.utils.progress import loading
 
     with loading():
-        from stun_exp.inspection import show
+        from stun_exp.inspection import experts, show
 
     try:
-        print(show.facts_of(settings))
+        if EXPERTS in overrides:
+            print(experts.router_redundancy(settings.model.path, settings.model.open()))
+        else:
+            print(show.facts_of(settings))
     except Exception as error:
         stop_if_told()
         _tell(error)

@@ -52,6 +52,7 @@ class Settings(Component):
     seed: Annotated[int, Since("recover")] = Field(ge=0)
     name: Annotated[str, Since("report")]
     save: Annotated[bool, Since("report")]
+    measure_damage: Annotated[bool, Since("report")]
     dry_run: Annotated[bool, Since(None)]
     resume: Annotated[Literal["continue", "restart"], Since(None)]
 

@@ -8,6 +8,7 @@ from stun_exp.config.settings import Settings
 from stun_exp.inspection.sizes import Inspection
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens
+from stun_exp.pipeline.damage import MAX_TOKENS
 from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
@@ -93,9 +94,13 @@ def stages_of(found: Inspection, settings: Settings) -> dict[str, StageNeeds]:
     if pruner.experts_at_once:
         parts += -(-max(layer.num_experts for layer in found.layers) // pruner.experts_at_once)
     layer = next(layer for layer in found.architecture.outlines if layer.is_moe)
+    removes = settings.measure_damage and settings.expert_pruner.removed_share() > 0
+    tokens = settings.calibration.num_sequences * settings.calibration.sequence_length
     skips = settings.skipping.statistic(layer) is not None
     return {
         "experts": _choosing(layer, settings.expert_pruner),
+        # Each layer in full, and what stays of it.
+        "damage": StageNeeds(2, 2 * min(MAX_TOKENS / tokens, 1.0)) if removes else StageNeeds(0, 0.0),
         "allocate": StageNeeds(int(measures), float(measures and feeds)),
         # Each layer is run as it was, and once more as it has become: on the first batch alone if none comes after it.
         "prune": StageNeeds(2, parts + (1.0 if pruner.inputs == "pruned" else 1 / batches) if feeds else 0.0),

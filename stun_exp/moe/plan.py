@@ -1,5 +1,6 @@
 """The decision of an expert pruner: plain data, written to plan.json and applied by `MoELayer.apply`."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -62,6 +63,12 @@ class Plan:
 def keep(layer: int, num_experts: int, kept: Sequence[int], facts: dict[str, Any] | None = None) -> LayerPlan:
     """The plan that keeps the named experts as they are."""
     return LayerPlan(layer, num_experts, [[expert] for expert in sorted(kept)], sorted(kept), facts=facts or {})
+
+
+def plan_id(plan: Plan) -> str:
+    """8 hex digits of what the plan does to the model: the same for the same plan, however it came about."""
+    layers = [(p.layer, p.num_experts, p.groups, p.kept, p.weights, p.aligned) for p in plan.layers]
+    return sha256(json.dumps(layers).encode()).hexdigest()[:8]
 
 
 def router_digest(router_rows_ED: "Tensor") -> str:

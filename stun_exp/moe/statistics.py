@@ -82,6 +82,22 @@ class MeanOutputs(Statistic):
         return self.sum_ED / self.num_tokens
 
 
+class ExpertUsage(Statistic):
+    """What each expert gets and gives over the tokens routed to it: their number and the sum of their gates, (E,), and
+    the sum of its outputs, (E, D); all in fp64."""
+
+    def __init__(self, num_experts: int):
+        self.count_E, self.gate_E = torch.zeros(2, num_experts, dtype=torch.float64)
+        self.output_ED: Tensor | None = None
+
+    def expert(self, expert: int, x_ND: Tensor, h_NF: Tensor, y_ND: Tensor, weight_N: Tensor) -> None:
+        self.count_E[expert] += len(y_ND)
+        self.gate_E[expert] += float(weight_N.double().sum())
+        if self.output_ED is None:
+            self.output_ED = torch.zeros(len(self.count_E), y_ND.shape[1], dtype=torch.float64)
+        self.output_ED[expert] += y_ND.sum(0, dtype=torch.float64).cpu()
+
+
 class RoutedOutputs(Statistic):
     """The experts' weighted sum for each batch, (T, D): what a progressive search must still reach."""
 
@@ -90,6 +106,20 @@ class RoutedOutputs(Statistic):
 
     def output(self, y_TD: Tensor) -> None:
         self.outputs_TD.append(y_TD.clone())
+
+
+class OutputError(Statistic):
+    """How far the experts' weighted sums are from those of another layer on the same tokens, which it gives back."""
+
+    def __init__(self, reference: RoutedOutputs):
+        self.reference = reference
+        self.error_square = 0.0
+        self.reference_square = 0.0
+
+    def output(self, y_TD: Tensor) -> None:
+        expected_TD = self.reference.outputs_TD.pop(0).float()
+        self.error_square += float((y_TD.float() - expected_TD).square().sum(dtype=torch.float64))
+        self.reference_square += float(expected_TD.square().sum(dtype=torch.float64))
 
 
 class RouterLogitGram(Statistic):

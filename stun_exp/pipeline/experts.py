@@ -77,7 +77,8 @@ def plan_experts(
     else:
         findings = [pruner.examine(layer, [], n) for layer, n in zip(layers, kept, strict=True)]
     plan = pruner.plan(findings)
-    return replace(plan, warnings=[*missed_ratio(layers, ratio, kept), *plan.warnings])
+    warnings = [*missed_ratio(layers, ratio, kept), *plan.warnings, *uneven_losses(plan, layers, pruner)]
+    return replace(plan, warnings=warnings)
 
 
 def _findings(
@@ -139,6 +140,35 @@ def missed_ratio(layers: Sequence[ExpertSource], ratio: float, kept: Sequence[in
         f"expert_pruner.ratio={ratio:g} would keep {asked} of {num_experts} experts; {sum(kept)} is the nearest number "
         "at which all groups of a group-limited router lose equally many"
     ]
+
+
+def uneven_losses(plan: Plan, layers: Sequence[ExpertSource], pruner: ExpertPruner) -> list[str]:
+    """A warning if the plan takes much more from some layers than from others, and one if a router has no choice left.
+
+    The first is about layers that lose more than twice the mean share; it says what would spread the loss.
+    """
+    lost = {one.layer: 1 - len(one.groups) / one.num_experts for one in plan.layers}
+    share = 1 - sum(plan.num_kept.values()) / sum(one.num_experts for one in plan.layers)
+    heavy = [index for index, own in lost.items() if own > 2 * share]
+    counts = {one.layer: f"layer {one.layer}: {len(one.groups)} of {one.num_experts}" for one in plan.layers}
+    least = [layer.index for layer in layers if 0 < lost[layer.index] and plan.num_kept[layer.index] <= layer.top_k]
+    fields = type(pruner).model_fields
+    ways = ["expert_pruner.budget=per_layer"] * ("budget" in fields)
+    ways += ["expert_pruner.max_removed_per_layer=N"] * ("max_removed_per_layer" in fields)
+    ways += ["a lower expert_pruner.ratio"] * pruner.has_ratio()
+    way_out = f"; the way out: {', or '.join(ways)}" if ways else ""
+    warnings = []
+    if heavy:
+        warnings.append(
+            f"the expert stage is uneven: layers that lose more than twice the mean share of {100 * share:.0f} % keep "
+            f"{', '.join(counts[index] for index in heavy)} experts{way_out}"
+        )
+    if least:
+        warnings.append(
+            f"routers without a choice: layers keep as many experts as each token takes, or fewer "
+            f"({', '.join(counts[index] for index in least)}){way_out}"
+        )
+    return warnings
 
 
 def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:

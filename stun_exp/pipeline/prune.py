@@ -13,6 +13,7 @@ from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.allocate import Allocated
 from stun_exp.pipeline.budget import Budget
 from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.damage import Damage
 from stun_exp.pipeline.input_statistics import gathering_settings
 from stun_exp.pipeline.layer_diagnostics import LayerDiagnostics, Seen
 from stun_exp.pipeline.prune_layer import PrunedLayer, prune_layer_, warnings_of
@@ -47,6 +48,7 @@ class PreparedRun:
     run: RunContext
     inputs: "Inputs"
     plan: Plan
+    damage: Damage | None
     budget: Budget
     ratio: float
     """Share of what the expert stage leaves that the weight stage takes."""

@@ -11,6 +11,7 @@ from stun_exp.config.settings import RunSpec
 from stun_exp.pipeline.allocate import ALLOCATE, allocate, check_allocation
 from stun_exp.pipeline.budget import budget_of, weights_ratio
 from stun_exp.pipeline.context import RunContext
+from stun_exp.pipeline.damage import DAMAGE, measure_damage
 from stun_exp.pipeline.evaluate import BASELINE, EVALUATE, evaluate_pruned, evaluate_unpruned
 from stun_exp.pipeline.experts import EXPERTS, decide_experts
 from stun_exp.pipeline.export import EXPORT, export
@@ -65,6 +66,7 @@ def prepare(run: RunContext) -> PreparedRun | None:
     clear_folder(run, inputs, found)
     plan = run.stage(EXPERTS, decide_experts, inputs)
     write_plan(run, inputs, plan)
+    damage = run.stage(DAMAGE, measure_damage, inputs, plan)
     settings, pruner = run.settings, run.settings.unstructured_pruner
     budget = budget_of(
         inputs.checkpoint, plan.num_kept, run.sparsity, settings.sparsity_scope, attention=pruner.attention
@@ -72,7 +74,7 @@ def prepare(run: RunContext) -> PreparedRun | None:
     ratio = weights_ratio(budget, pruner)
     allocated = run.stage(ALLOCATE, allocate, inputs, plan, budget, ratio)
     check_allocation(run, inputs, plan, budget, allocated)
-    return PreparedRun(run, inputs, plan, budget, ratio, allocated, found, recovered)
+    return PreparedRun(run, inputs, plan, damage, budget, ratio, allocated, found, recovered)
 
 
 def finish(prepared: PreparedRun, written: Written) -> dict[str, Any]:

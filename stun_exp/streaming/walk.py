@@ -75,6 +75,12 @@ class Step:
                 self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
         self.passes += passes * len(self.outputs_BTD) / max(len(self.hidden_BTD), 1)
 
+    def with_layer(self, layer: MoELayer) -> "Step":
+        """Another layer in the place of this one, with the hidden states that reach it."""
+        step = Step(layer, self.hidden_BTD, self._arguments, self.precision, self.spill, None, self.num_layers)
+        layer.module.to(next(self.layer.module.parameters()).device)
+        return step
+
     def changed(self) -> None:
         """Says that the layer's weights are no longer those that `forward` ran with."""
         self.outputs_BTD = None

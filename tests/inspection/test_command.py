@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.cli.main import main
 from stun_exp.inspection import show
 
@@ -101,6 +103,24 @@ def test_a_card_is_inspected_before_the_model_is_fetched(stun: Stun, monkeypatch
     assert found["experts"] == "128 a layer, 2 a token"
     assert found["on disk"] == "not at hand; these are its card's dimensions"
     assert found["whole model"] == "bf16 963.3 GB (fits nowhere), nf4 271.6 GB (fits nowhere)"
+
+
+def test_routers_alone_say_how_alike_experts_are(
+    stun: Stun, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against every pair of rows; no tensor but a router's may be read."""
+    folder = tiny_model("mixtral")
+    weights = load_file(folder / "model.safetensors")
+    monkeypatch.setattr(Checkpoint, "read_layer", lambda *_: pytest.fail("a layer was read"))
+    code, printed, _ = stun("--experts", "model=local", f"model.path={folder}", "calibration.sequence_length=32")
+    assert code == 0
+    lines = [line.split() for line in printed.splitlines()[2:]]
+    for layer in range(3):
+        rows = weights[f"model.layers.{layer}.block_sparse_moe.gate.weight"].double()
+        length = float(rows.norm(dim=1).mean())
+        near = [min(float((rows[a] - rows[b]).norm()) for b in range(6) if b != a) / length for a in range(6)]
+        assert lines[layer][:2] == [str(layer), "6"]
+        assert [float(text) for text in lines[layer][2:]] == pytest.approx([min(near), sum(near) / 6], abs=6e-4)
 
 
 def test_help_says_how(stun: Stun) -> None:

@@ -20,7 +20,10 @@ Published = Callable[..., Path]
 
 
 def test_mixtral_on_c4_by_hand(published: Published, settings: Callable[..., Any]) -> None:
-    """128 sequences of 2,048 tokens; STUN looks at routers alone, OWL runs the model once and Wanda twice."""
+    """128 sequences of 2,048 tokens; STUN looks at routers alone, OWL runs the model once and Wanda twice.
+
+    The damage of the expert stage is measured on 8 sequences, with all experts and with those that stay.
+    """
     asked = settings(published(), "calibration=c4")
     found = inspect_architecture(asked.model.architecture())
     needs = needs_of(found, asked)
@@ -32,15 +35,16 @@ def test_mixtral_on_c4_by_hand(published: Published, settings: Callable[..., Any
     assert needs.evaluation_bytes == needs.written_bytes == 93_405_585_408
     assert [(stage.moves, stage.passes) for stage in needs.stages.values()] == [
         (1, 0.0),
+        (2, 2 / 16),
         (1, 1.0),
         (2, 2.0),
         (2, 0.0),
         (0, 0.0),
         (1, 0.0),
     ]
-    assert needs.disk_seconds == pytest.approx(7 * 93.4, rel=1e-3)
+    assert needs.disk_seconds == pytest.approx(9 * 93.4, rel=1e-3)
     # Mixtral's 12.9 billion active parameters, less embeddings and head
-    assert needs.compute_seconds == pytest.approx(3 * 2 * 128 * 2048 * 12.62e9 / needs.compute_rate, rel=1e-3)
+    assert needs.compute_seconds == pytest.approx((3 + 1 / 8) * 2 * 128 * 2048 * 12.62e9 / needs.compute_rate, rel=1e-3)
     assert needs.seconds == needs.disk_seconds + needs.compute_seconds
 
 
@@ -57,7 +61,7 @@ def test_the_settings_of_the_same_command_line_count(published: Published, setti
     packed = needs("model.load=nf4")
     assert packed.evaluation_bytes < 0.3 * plain.evaluation_bytes
     assert packed.written_bytes == plain.written_bytes  # what is written is in 16 bits
-    assert needs("unstructured_pruner=magnitude").compute_seconds == 0
+    assert needs("unstructured_pruner=magnitude", "measure_damage=false").compute_seconds == 0
     assert needs("unstructured_pruner=none", "sparsity=0.2").stages["prune"].passes == 0
     assert needs("allocation=uniform").disk_seconds < plain.disk_seconds
 

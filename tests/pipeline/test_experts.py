@@ -24,7 +24,8 @@ from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun.stun import STUN
 from stun_exp.pipeline.allocate import layer_ratios
 from stun_exp.pipeline.budget import Scope, budget_of
-from stun_exp.pipeline.experts import even_counts, missed_ratio, plan_experts
+from stun_exp.moe.plan import Plan, keep
+from stun_exp.pipeline.experts import even_counts, missed_ratio, plan_experts, uneven_losses
 from stun_exp.pipeline.prune import Pruning, prune_layers
 from stun_exp.pipeline.verify import count_written, prove_it_runs
 from stun_exp.pipeline.weight_stage import WeightStage
@@ -287,3 +288,32 @@ def test_a_number_of_experts_that_groups_put_out_of_reach_is_said() -> None:
 def test_a_ratio_that_leaves_a_layer_too_few_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ratio=0.9 leaves 1 of 8 experts in layer 5; the router needs 2 \(top_k=2\)"):
         even_counts([Counts(5, 8)], 0.9)
+
+
+@dataclass
+class Router:
+    """All that a warning about its layer looks at."""
+
+    index: int
+    top_k: int = 2
+
+
+def uneven(pruner: ExpertPruner, *kept: int) -> list[str]:
+    """The warnings of a plan that keeps so many of eight experts in each layer."""
+    plan = Plan([keep(layer, 8, range(left)) for layer, left in enumerate(kept)])
+    return uneven_losses(plan, [Router(layer) for layer in range(len(kept))], pruner)  # type: ignore[list-item]
+
+
+def test_layers_that_lose_over_twice_the_mean_share_are_named_with_the_way_out() -> None:
+    """Of 8, 8, 8, 4 one in eight goes on average, and half of the last layer; of 8, 8, 6, 6 none loses over twice 1/8."""
+    (warning,) = uneven(FIFTH, 8, 8, 8, 4)
+    assert "more than twice the mean share of 12 % keep layer 3: 4 of 8 experts" in warning
+    assert "expert_pruner.budget=per_layer, or expert_pruner.max_removed_per_layer=N, or a lower" in warning
+    assert uneven(FIFTH, 8, 8, 6, 6) == []
+
+
+def test_a_router_without_a_choice_is_named() -> None:
+    (warning,) = uneven(built("expert_pruner/random", ratio=0.75, seed=0), 2, 2, 2)
+    assert "(layer 0: 2 of 8, layer 1: 2 of 8, layer 2: 2 of 8)" in warning
+    assert "budget" not in warning  # which random has not
+    assert uneven(KEEP_EXPERTS, 8, 8) == []
