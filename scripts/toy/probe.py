@@ -69,7 +69,7 @@ def maths_accuracy(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 
 def accuracies(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """PrecisionContext-out accuracy per benchmark, on a few items each."""
+    """Held-out accuracy per benchmark, on a few items each."""
     training = model.training
     model.eval()
     found = {name: choice_accuracy(model, tokenizer, probes) for name, probes in choice_probes().items()}

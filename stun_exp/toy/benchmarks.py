@@ -17,7 +17,7 @@ Item = dict[str, Any]
 
 
 def maths_items(rng: random.Random) -> list[Item]:
-    """PrecisionContext-out word problems, as many of each number of steps, none with a gift.
+    """Held-out word problems, as many of each number of steps, none with a gift.
 
     Whether a gift adds or subtracts is told by the order of two names alone. A model of this size, trained for this
     long, guesses it (every error of the shipped one is such a guess), and guesses hide what pruning costs.

@@ -120,6 +120,8 @@ def _write_run(run: Any, report: Mapping[str, Any], out: Path) -> None:
     scalars = {
         "sparsity": {"achieved": report["sparsity"]["achieved"]},
         "experts": {"ratio": report["experts"]["ratio"]},
+        "expert_stage": _plain(report.get("expert_stage")),
+        "redundancy": _plain(report.get("redundancy")),
         "kurtosis": report["diagnostics"]["kurtosis"],
         "skipping": {tokens: share for tokens, share in skipping.items() if tokens != "per_layer"},
         "unpruned": {key: metric["value"] for key, metric in baseline["metrics"].items()},
@@ -130,10 +132,17 @@ def _write_run(run: Any, report: Mapping[str, Any], out: Path) -> None:
     tables = {
         "results": [{"task/metric": key} | metric for key, metric in report["metrics"].items()],
         "layers": layers,
+        "damage": [_plain(row) for row in (report.get("expert_stage") or {}).get("per_layer", [])],
+        "redundancy": (report.get("redundancy") or {}).get("per_layer", []),
         "skipped": skipping.get("per_layer", []),
     }
     run.log(_scalars(scalars) | metrics | {name: _table(rows) for name, rows in tables.items() if rows})
     _add_files(run, [out / name for name in LOGGED_FILES if (out / name).exists()], out)
+
+
+def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a block is a number or a name, and not a list."""
+    return {name: value for name, value in (block or {}).items() if not isinstance(value, list | dict)}
 
 
 def _write_report(run: Any, report: Path) -> None:

@@ -139,7 +139,7 @@ def settings_nodes() -> dict[str, Any]:
     components = {group: {"_target_": "parts.Off"} for group in Settings.model_fields}
     components["model"] = {"_target_": "parts.Model", "path": "x"}
     plain = {"sparsity": 0, "sparsity_scope": "model", "seed": 0, "name": "n", "save": False, "dry_run": True}
-    return components | plain | {"resume": "continue"}
+    return components | plain | {"resume": "continue", "measure_damage": True}
 
 
 def test_build_makes_components_all_the_way_down(conf: Path) -> None:

@@ -31,6 +31,12 @@ REPORT: dict[str, Any] = {
     "cost": {"prune": {"wall_seconds": 1.5, "peak_host_gib": 0.5, "peak_device_gib": None, "forward_passes": 2.0}},
     "sparsity": {"achieved": 0.39},
     "experts": {"ratio": 0.2},
+    "expert_stage": {
+        "plan_id": "0a1b2c3d",
+        "reconstruction_error": 0.4,
+        "per_layer": [{"layer": 0, "num_experts": 3, "cluster_sizes": [2, 1], "reconstruction_error": 0.4}],
+    },
+    "redundancy": {"load_gini": 0.1, "per_layer": [{"layer": 0, "num_experts": 3, "load_gini": 0.1}]},
     "diagnostics": {
         "kurtosis": KURTOSIS,
         "per_layer": [
@@ -176,6 +182,10 @@ def test_a_run_is_offline_without_a_login(run: Path) -> None:
     assert one.table("results") == [{"task/metric": "toy_arc/acc,none"} | REPORT["metrics"]["toy_arc/acc,none"]]
     assert [row["reconstruction_error"] for row in one.table("layers")] == [0.25, None]
     assert one.table("layers")[1]["kurtosis/experts/all"] == 3.5
+    assert one.values["expert_stage/plan_id"] == "0a1b2c3d"
+    assert one.values["redundancy/load_gini"] == 0.1
+    assert one.table("damage") == [{"layer": 0, "num_experts": 3, "reconstruction_error": 0.4}]
+    assert one.table("redundancy") == [{"layer": 0, "num_experts": 3, "load_gini": 0.1}]
     assert one.table("skipped") == REPORT["skipping"]["per_layer"]
     # The files themselves: copies in the home folder would stay there for good.
     assert one.artifacts["report"] == {name: run / name for name in tracking.LOGGED_FILES}

@@ -19,7 +19,7 @@ def _read(stem: str) -> Dataset:
 
 
 def gsm8k(**_metadata: object) -> Splits:
-    """PrecisionContext-out word problems as `test`; problems to draw examples from as `train`."""
+    """Held-out word problems as `test`; problems to draw examples from as `train`."""
     return {"train": _read("gsm8k_fewshot"), "test": _read("gsm8k")}
 
 
