@@ -182,7 +182,9 @@ def train(
             logits_BSV = model.lm_head(outputs.last_hidden_state)
         answer_BS = answer_mask(ids_BS, opening, closings)
         loss = language_loss(logits_BSV, ids_BS, answer_BS, recipe.answer_weight)
-        balance = [balance_loss(logits_TE, top_k) for logits_TE in outputs.router_logits] if top_k else [loss.new_zeros(())]
+        balance = (
+            [balance_loss(logits_TE, top_k) for logits_TE in outputs.router_logits] if top_k else [loss.new_zeros(())]
+        )
         optimizer.zero_grad()
         torch.autograd.backward(loss + recipe.balance_weight * sum(balance))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -151,7 +151,7 @@ def uneven_losses(plan: Plan, layers: Sequence[ExpertSource], pruner: ExpertPrun
     share = 1 - sum(plan.num_kept.values()) / sum(one.num_experts for one in plan.layers)
     heavy = [index for index, own in lost.items() if own > 2 * share]
     counts = {one.layer: f"layer {one.layer}: {len(one.groups)} of {one.num_experts}" for one in plan.layers}
-    least = [layer.index for layer in layers if 0 < lost[layer.index] and plan.num_kept[layer.index] <= layer.top_k]
+    least = [layer.index for layer in layers if lost[layer.index] > 0 and plan.num_kept[layer.index] <= layer.top_k]
     fields = type(pruner).model_fields
     ways = ["expert_pruner.budget=per_layer"] * ("budget" in fields)
     ways += ["expert_pruner.max_removed_per_layer=N"] * ("max_removed_per_layer" in fields)

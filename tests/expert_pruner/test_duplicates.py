@@ -22,7 +22,7 @@ ALONE = ("unstructured_pruner=none", "allocation=uniform", "sparsity=0.5", "spar
 def test_the_bundled_model_with_copies_is_itself_again(
     run_with: Callable[..., dict[str, Any]], tmp_path: Path, noise: float, choice: str
 ) -> None:
-    """Of a cluster of two the lower index stays, which is the original: tensor for tensor, so quality is what it was."""
+    """Of a cluster of two the lower index stays, which is the original: tensor for tensor, so quality stays."""
     source = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.bfloat16)
     with_copies(source, noise).save_pretrained(tmp_path / "copies")
     AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(tmp_path / "copies")

@@ -22,9 +22,9 @@ from stun_exp.cli.main import CONF
 from stun_exp.expert_pruner.none import KeepAllExperts
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun.stun import STUN
+from stun_exp.moe.plan import Plan, keep
 from stun_exp.pipeline.allocate import layer_ratios
 from stun_exp.pipeline.budget import Scope, budget_of
-from stun_exp.moe.plan import Plan, keep
 from stun_exp.pipeline.experts import even_counts, missed_ratio, plan_experts, uneven_losses
 from stun_exp.pipeline.prune import Pruning, prune_layers
 from stun_exp.pipeline.verify import count_written, prove_it_runs
@@ -305,7 +305,7 @@ def uneven(pruner: ExpertPruner, *kept: int) -> list[str]:
 
 
 def test_layers_that_lose_over_twice_the_mean_share_are_named_with_the_way_out() -> None:
-    """Of 8, 8, 8, 4 one in eight goes on average, and half of the last layer; of 8, 8, 6, 6 none loses over twice 1/8."""
+    """Of 8, 8, 8, 4 one in eight goes on average, and half of the last layer; of 8, 8, 6, 6 none loses more."""
     (warning,) = uneven(FIFTH, 8, 8, 8, 4)
     assert "more than twice the mean share of 12 % keep layer 3: 4 of 8 experts" in warning
     assert "expert_pruner.budget=per_layer, or expert_pruner.max_removed_per_layer=N, or a lower" in warning

@@ -1,6 +1,7 @@
 """The recipe resumes to the same weights, keeps experts in use, and weighs answers as it says."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from transformers import MixtralForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from scripts.toy.probe import expert_shares
-from scripts.toy.recipes import RECIPE, TOYS, Recipe
+from scripts.toy.recipes import RECIPE, TOYS, UPCYCLED_RECIPE, Phase, Recipe
 from scripts.toy.training import (
     answer_mask,
     balance_loss,
@@ -17,7 +18,9 @@ from scripts.toy.training import (
     learning_rate,
     packed_batch,
     ship,
+    start,
     train,
+    upcycle,
 )
 from stun_exp.toy import WEIGHTS
 
@@ -30,11 +33,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return loaded
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, model: str = "toy_moe") -> PretrainedConfig:
-    _, shape = TOYS[model]
-    config = shape(tokenizer)
-    config.update({"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_local_experts": 4})
+def tiny_config(tokenizer: PreTrainedTokenizerFast, model: str = "toy_moe", phase: int = -1) -> PretrainedConfig:
+    config = TOYS[model][phase].config(tokenizer)
+    config.update({"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2})
+    if hasattr(config, "head_dim"):
+        config.update({"head_dim": 4})
+    if hasattr(config, "num_local_experts"):
+        config.update({"num_local_experts": 4})
     return config
+
+
+def tiny_phases(tokenizer: PreTrainedTokenizerFast, model: str, recipe: Recipe) -> list[Phase]:
+    shapes = [partial(tiny_config, model=model, phase=number) for number in range(len(TOYS[model]))]
+    return [Phase(recipe, shape) for shape in shapes]
 
 
 def run(
@@ -44,16 +55,22 @@ def run(
     model: str = "toy_moe",
     recipe: Recipe = TINY,
 ) -> PreTrainedModel:
-    return train(
-        recipe,
-        tiny_config(tokenizer, model),
-        tokenizer,
-        device=torch.device("cpu"),
-        checkpoint=checkpoint,
-        checkpoint_every=1,
-        report=lambda step, measured: None,
-        stop_after=stop_after,
-    )
+    """A tiny model of the toy's kind, trained through all of its phases; only the last stops early."""
+    trained = None
+    phases = tiny_phases(tokenizer, model, recipe)
+    for number, phase in enumerate(phases, 1):
+        trained = train(
+            recipe,
+            start(phase, tokenizer, trained),
+            tokenizer,
+            device=torch.device("cpu"),
+            checkpoint=checkpoint.with_suffix(f".{number}"),
+            checkpoint_every=1,
+            report=lambda step, measured: None,
+            stop_after=stop_after if number == len(phases) else None,
+        )
+    assert trained is not None
+    return trained
 
 
 @pytest.mark.parametrize("model", TOYS)
@@ -76,9 +93,51 @@ def test_training_starts_where_the_shipped_weights_did(tokenizer: PreTrainedToke
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    torch.save({"recipe": vars(RECIPE)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt was made with"):
+    torch.save({"recipe": vars(RECIPE), "step": 1}, tmp_path / "other.1")
+    with pytest.raises(ValueError, match=r"other\.1 was made with"):
         run(tokenizer, tmp_path / "other.pt")
+
+
+def test_a_training_may_be_made_longer_before_its_rate_falls(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Of 10 steps the last fifth falls: after 7 the first steps are those of 20 as well, after 9 they are not."""
+    short = dataclasses.replace(TINY, restart_step=None, steps=10)
+    long = dataclasses.replace(short, steps=20)
+    run(tokenizer, tmp_path / "a.pt", recipe=short, stop_after=7)
+    longer = run(tokenizer, tmp_path / "a.pt", recipe=long)
+    whole = run(tokenizer, tmp_path / "b.pt", recipe=long)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, longer.state_dict()[name]), name
+    run(tokenizer, tmp_path / "c.pt", recipe=short, stop_after=10)
+    with pytest.raises(ValueError, match=r"c\.1 was made with"):
+        run(tokenizer, tmp_path / "c.pt", recipe=long)
+
+
+@torch.no_grad()
+def test_a_mixture_of_copies_computes_what_the_dense_model_does(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Gates add up to one and all experts are alike, so it does not matter which are chosen."""
+    dense_phase, mixture_phase = tiny_phases(tokenizer, "toy_upcycled", TINY)
+    dense = start(dense_phase, tokenizer, None).eval()
+    mixture = start(mixture_phase, tokenizer, dense).eval()
+    ids_BS = packed_batch(tokenizer, TINY, 0)
+    torch.testing.assert_close(mixture(ids_BS).logits, dense.float()(ids_BS).logits, rtol=1e-4, atol=1e-5)
+    routers = [layer.mlp.gate.weight for layer in mixture.model.layers]
+    assert all(0.01 < router.std() < 0.03 for router in routers)
+
+
+@torch.no_grad()
+def test_all_slices_together_are_the_dense_feed_forward(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Two slices of two copies each: chosen all, with even gates, they give what the dense feed-forward gives."""
+    dense_phase, mixture_phase = tiny_phases(tokenizer, "toy_upcycled", TINY)
+    dense = start(dense_phase, tokenizer, None).eval()
+    config = mixture_phase.config(tokenizer)
+    config.update({"intermediate_size": 4, "num_local_experts": 4, "num_experts_per_tok": 4})
+    mixture = upcycle(dense, config, seed=0).eval()
+    for layer in mixture.model.layers:
+        layer.mlp.gate.weight.zero_()
+    ids_BS = packed_batch(tokenizer, TINY, 0)
+    torch.testing.assert_close(mixture(ids_BS).logits, dense(ids_BS).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_shipped_files_are_stock_per_expert_bf16(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -135,6 +194,15 @@ def test_learning_rate_rises_falls_and_restarts_at_half() -> None:
     assert rates[restart - 1] == pytest.approx(0.02 * peak, rel=0.01)
     assert rates[restart] == pytest.approx(peak / 2)
     assert rates[-1] == pytest.approx(0.01 * peak, rel=0.01)
+
+
+def test_the_rate_without_a_restart_is_constant_until_its_last_fifth() -> None:
+    recipe = UPCYCLED_RECIPE
+    rates = [learning_rate(step, recipe) for step in range(recipe.steps)]
+    falls = round(0.8 * recipe.steps)
+    assert set(rates[recipe.warmup_steps : falls + 1]) == {recipe.learning_rate}
+    assert rates[-1] == pytest.approx(0.02 * recipe.learning_rate, rel=0.1)
+    assert rates[falls:] == sorted(rates[falls:], reverse=True)
 
 
 def test_expert_shares_average_to_one(tokenizer: PreTrainedTokenizerFast) -> None:
