@@ -8,6 +8,7 @@ from stun_exp.checkpoint.writer import CARD
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.context import RunContext
 from stun_exp.pipeline.evaluate import EvaluatedCheckpoint
+from stun_exp.pipeline.expert_stage import expert_stage_json
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.model_card import command_of, model_card
 from stun_exp.pipeline.provenance import provenance
@@ -43,6 +44,7 @@ def report_of(
         "settings": run.spec.config,
         "model": _model(run, inputs, on_disk),
         "experts": _experts(prepared.plan),
+        "expert_stage": expert_stage_json(prepared.plan),
         "sparsity": on_disk.sparsity,
         "diagnostics": written.diagnostics.whole().json(per_layer),
         "recovery": recovery,
