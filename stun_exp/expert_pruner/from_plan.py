@@ -115,6 +115,7 @@ class _Entry(BaseModel):
     kept: list[int]
     weights: list[list[float]] | None = None
     aligned: bool = False
+    clusters: list[list[int]] | None = None
     router: str
 
 

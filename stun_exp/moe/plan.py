@@ -28,6 +28,9 @@ class LayerPlan:
     """Whether a member's hidden units are matched to those of the kept expert before the mean is taken."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the method knows of its choice (a loss, say), as JSON; for reading, without effect."""
+    clusters: list[list[int]] | None = None
+    """The experts that each kept one stands for, where its group may hold fewer of them; for reading, without effect.
+    None if the groups are all that there is."""
 
     def __post_init__(self) -> None:
         members = [expert for group in self.groups for expert in group]
@@ -38,6 +41,11 @@ class LayerPlan:
         if self.weights is not None:
             assert [len(group) for group in self.groups] == [len(shares) for shares in self.weights]
             assert all(abs(sum(shares) - 1) < 1e-6 and min(shares) >= 0 for shares in self.weights)
+        if self.clusters is not None:
+            alike = [expert for cluster in self.clusters for expert in cluster]
+            assert len(set(alike)) == len(alike)
+            assert all(0 <= expert < self.num_experts for expert in alike)
+            assert all(set(group) <= set(c) for group, c in zip(self.groups, self.clusters, strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Plan:
     """What the user should know of how the choice was made."""
     files: dict[str, Any] = field(default_factory=dict)
     """JSON documents that explain the choice, by file name."""
+    archives: dict[str, str] = field(default_factory=dict)
+    """Other files that do, in base64, by file name: a plan goes through JSON."""
 
     def of(self, layer: int) -> LayerPlan | None:
         """The plan of one layer; None for a layer without experts."""

@@ -1,5 +1,6 @@
 """The stages that measure a checkpoint as it lies on disk: what runs it, and on which devices."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from stun_exp.state.costs import StageCost
 from stun_exp.state.device import circumstances
 from stun_exp.state.fingerprint import made_by
 from stun_exp.utils.json_files import write_json_lines
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ def evaluate(
         "betas": {str(layer): beta for layer, beta in betas.items()},
         **benchmarks.depend_on(),
     }
+
+    if store.holds("evaluations", key):
+        log.info(
+            "benchmarks: an equal checkpoint was measured before, as an equal plan leaves it; its figures are taken"
+        )
 
     def measure() -> EvaluatedCheckpoint:
         return _measure(benchmarks, checkpoint, tokenizer, device, nf4, betas)

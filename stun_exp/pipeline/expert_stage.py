@@ -38,4 +38,4 @@ def expert_stage_json(plan: Plan, damage: Mapping[str, Any] | None = None) -> di
 
 def cluster_sizes(layer: LayerPlan) -> list[int]:
     """How many experts each kept one stands for, in falling order: itself alone, if a method only drops the others."""
-    return sorted(map(len, layer.groups), reverse=True)
+    return sorted(map(len, layer.clusters or layer.groups), reverse=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets
 from stun_exp.report.data.differences import unequal
 from stun_exp.report.data.failures import failures
+from stun_exp.report.data.plans import in_words, planned_runs
 from stun_exp.report.data.read import read_runs
 from stun_exp.report.figures import draw
 from stun_exp.report.page import Section, page
 from stun_exp.report.tables.formats import comma_separated, latex
+from stun_exp.report.tables.plans import equal_plans_note, plans_table
 from stun_exp.report.tables.published import published_table, with_verdict
 from stun_exp.report.tables.results import results_table
 from stun_exp.report.tables.significance import significance_table
@@ -113,14 +115,20 @@ def _files(title: str, sections: Sequence[Section], parts: Sequence[Part]) -> di
 
 
 def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
-    """The tables of one set: results, paired tests, published figures."""
+    """The tables of one set: results, expert plans, paired tests, published figures."""
     count = len(one.runs)
     text = f"{count} run{'s' * (count > 1)}. What differs among them is the seed, or has a column."
     if one.repeated:
         text += f" Left out, because they repeat another: {', '.join(one.repeated)}."
     results = results_table(one.reports)
-    results = replace(results, notes=(*results.notes, *one.notes))
+    planned, measured = planned_runs(one.runs), any(report["metrics"] for report in one.reports)
+    marked = [note for note in [equal_plans_note(planned)] if note and measured]
+    results = replace(results, notes=(*results.notes, *marked, *one.notes))
     yield Part(name, one.heading, text, results, results)
+    if len(planned) > 1:
+        text, plans = in_words(planned), plans_table(planned)
+        printed = None if measured else replace(plans, notes=(text, *plans.notes))
+        yield Part(f"{name}-plans", f"{one.heading}: plans", text, plans, printed)
     tests = significance_table(one.reports, [run.folder for run in one.runs])
     if tests is not None:
         text = "Whether two methods, or two values of one setting, differ significantly on the same items."
@@ -146,7 +154,7 @@ def _names(sets: Sequence[ComparableSet]) -> list[str]:
     """A file's name for each set: its model's, and a number where a model has several."""
     sources = [re.split(r"[/:]", str(one.reports[0]["model"]["source"]))[-1] for one in sets]
     stems = [shortened(re.sub(r"[^\w.-]", "-", source).lstrip(".") or "model", FILE_NAME_BYTES) for source in sources]
-    stems = [re.sub(r"-(paired|published)$", r"_\1", stem) for stem in stems]  # which end names of other tables
+    stems = [re.sub(r"-(paired|plans|published)$", r"_\1", stem) for stem in stems]  # which end names of other tables
     names: list[str] = []
     for place, stem in enumerate(stems):
         number = stems[: place + 1].count(stem)

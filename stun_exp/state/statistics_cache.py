@@ -62,7 +62,7 @@ class DenseInputs:
 
     def __init__(self, cached: StatisticsCache, plan: Plan, settings: Mapping[str, Any]):
         """`settings` are all of the second stage on which it depends what is gathered, and of which matrices."""
-        experts = [replace(layer, facts={}) for layer in plan.layers]
+        experts = [replace(layer, facts={}, clusters=None) for layer in plan.layers]
         self.cached = cached
         by = made_by("stun_exp.pipeline.input_statistics", *settings["modules"])
         self.of = {**cached.of, **by, "plan": sha256(repr(experts).encode()).hexdigest(), **settings}

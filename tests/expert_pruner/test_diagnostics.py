@@ -64,14 +64,46 @@ def test_the_document_by_hand(planned: Planned, source: Any) -> None:
     assert found["alone"]["router"] == [[0, 1, 2], [3]]
     assert found["alone"]["outputs"] == [[0], [1, 2, 3]]
     assert found["alone"]["coactivation"] == [[0, 2], [1, 3]]
+    assert found["alone"]["weights"] == [[0, 1, 2], [3]]
     path = MergePath(4, [tuple(pair) for pair in found["pairs"]], found["heights"])
     assert path.clusters(2) == found["clusters"]
+
+
+def test_correlations_of_distances_by_hand(planned: Planned, source: Any) -> None:
+    """Pairs 01 02 03 12 13 23 are 1 3 7 2 6 4 apart in the router: ranks 1 3 6 2 5 4.
+
+    Weights are 1 3 7 2 6 4 apart too. Coactivation counts 1 5 1 1 4 1: ranks, the most first, 4.5 1 4.5 4.5 2 4.5, so
+    that with deviations from 3.5 the products sum to -2.5 + 1.25 + 2.5 - 1.5 - 2.25 + 0.5 = -2, over
+    sqrt(17.5 * 12.5).
+    """
+    layer = source(3, column(0, 1, 3, 7), column(1, 2, 4, 8))
+    statistics = gathered(TOGETHER, [0, 1, 3, 7], [20, 40, 25, 15])
+    (found,) = planned(stun(ratio=0.5, laboratory=True), [layer], [statistics]).files["clusters.json"]["layers"]
+    expected = -2 / (17.5 * 12.5) ** 0.5
+    assert {name: value for name, value in found["correlation"].items() if "coactivation" not in name} == pytest.approx(
+        dict.fromkeys(["distance-router", "distance-outputs", "distance-weights", "router-outputs"], 1)
+        | dict.fromkeys(["router-weights", "outputs-weights"], 1)
+    )
+    of_coactivation = {name: value for name, value in found["correlation"].items() if "coactivation" in name}
+    assert len(of_coactivation) == 4
+    assert of_coactivation == pytest.approx(dict.fromkeys(of_coactivation, expected))
+
+
+def test_a_laboratory_moves_no_choice(planned: Planned, source: Any) -> None:
+    """Not even between members equally near to the mean, where rounding would have a say."""
+    rows, weights = torch.randn(8, 3), torch.randn(8, 5)
+    everything = [Coactivation(8), MeanOutputs(), ExpertActivity(8)]
+    everything[0].count_EE = torch.ones(8, 8, dtype=torch.float64).fill_diagonal_(0)
+    everything[1].sum_ED, everything[1].num_tokens = torch.randn(8, 2).double(), 1
+    everything[2].gate_E = torch.ones(8, dtype=torch.float64)
+    plain = planned(stun(ratio=0.5), [source(0, rows, weights)])
+    assert planned(stun(ratio=0.5, laboratory=True), [source(0, rows, weights)], [everything]).layers == plain.layers
 
 
 def test_without_the_laboratory_nothing_more_is_said_than_is_known(planned: Planned, source: Any) -> None:
     layer = source(0, column(0, 1, 3, 7), column(1, 2, 4, 8))
     (found,) = planned(stun(ratio=0.25), [layer]).files["clusters.json"]["layers"]
-    assert (found["gate_mass"], found["mass_moved"], found["alone"]) == (None, None, {})
+    assert (found["gate_mass"], found["mass_moved"], found["alone"], found["correlation"]) == (None, None, {}, {})
     (whole,) = planned(stun(ratio=0.0), [layer]).files["clusters.json"]["layers"]
     assert (whole["within"], whole["threshold"]) == (None, None)
 
@@ -82,7 +114,10 @@ def test_experts_never_active_together_are_told(planned: Planned, source: Any) -
     plan = planned(stun(ratio=0.25, laboratory=True), [layer], [gathered([[0] * 4] * 4, [0, 9, 8, 9.5], [1, 1, 1, 1])])
     (warning,) = plan.warnings
     assert warning.startswith("layer 5: clusters.json has no clusters by coactivation: no two experts were ever")
-    assert plan.files["clusters.json"]["layers"][0]["alone"]["coactivation"] is None
+    (found,) = plan.files["clusters.json"]["layers"]
+    assert found["alone"]["coactivation"] is None
+    assert found["correlation"]["distance-coactivation"] is None
+    assert found["correlation"]["distance-router"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("linkage", ["complete", "official"])

@@ -15,6 +15,6 @@ def test_what_libraries_are_made_of_is_frozen_once() -> None:
         assert frozen > 0
         with loading():
             assert gc.isenabled()
-        assert gc.get_freeze_count() == frozen
+        assert gc.get_freeze_count() <= frozen  # some of it may be gone
     finally:
         gc.unfreeze()

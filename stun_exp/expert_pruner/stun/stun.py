@@ -100,17 +100,17 @@ class STUN(ExpertPruner):
         from stun_exp.moe.statistics import ExpertActivity
 
         every = range(layer.num_experts)
-        weights_EE = (
-            weight_distances(layer.expert_weights(every), [layer.num_experts])[0] if self.lambda_weights else None
-        )
+        wanted = self.lambda_weights or self.laboratory
+        weights_EE = weight_distances(layer.expert_weights(every), [layer.num_experts])[0] if wanted else None
         activity = one(ExpertActivity, statistics) if self._needs_activity else None
-        alone = distances_alone(layer.router_rows_ED(), statistics) if self.laboratory else {}
-        return Finding(layer, num_kept, self._distance(layer, statistics, weights_EE), weights_EE, activity, alone)
+        alone = distances_alone(layer.router_rows_ED(), statistics, weights_EE) if self.laboratory else {}
+        chosen_by_EE = weights_EE if self.lambda_weights else None  # a laboratory moves no choice, not even a tie
+        return Finding(layer, num_kept, self._distance(layer, statistics, chosen_by_EE), chosen_by_EE, activity, alone)
 
     def plan(self, findings: list[Any]) -> Plan:
-        """One cluster, one expert. clusters.json says how the clusters came about."""
+        """One cluster, one expert. clusters.json says how the clusters came about, distances.npz from what."""
         from stun_exp.expert_pruner.stun.cut import Goal, cut_linkage, cut_official, fewest_clusters
-        from stun_exp.expert_pruner.stun.diagnostics import clusters_json
+        from stun_exp.expert_pruner.stun.diagnostics import clusters_json, distances_npz
 
         layers, distances_EE = [found.layer for found in findings], [found.distance_EE for found in findings]
         limit = self.max_removed_per_layer
@@ -124,7 +124,8 @@ class STUN(ExpertPruner):
             cuts = cut_linkage(layers, distances_EE, self.linkage, goal)
         plans = [self._layer_plan(found, cut) for found, cut in zip(findings, cuts, strict=True)]
         document, lacking = clusters_json(self.model_dump(), findings, cuts, plans)
-        return Plan(plans, warnings + lacking, {"clusters.json": document})
+        distances = {"distances.npz": distances_npz(findings)}
+        return Plan(plans, warnings + lacking, {"clusters.json": document}, distances)
 
     @property
     def _needs_activity(self) -> bool:
@@ -161,7 +162,8 @@ class STUN(ExpertPruner):
 
         groups = [cluster if averaged(cluster) else [survivor] for survivor, cluster in by_survivor]
         kept = [survivor for survivor, _ in by_survivor]
-        return LayerPlan(found.layer.index, found.layer.num_experts, groups, kept)
+        behind = [cluster for _, cluster in by_survivor]
+        return LayerPlan(found.layer.index, found.layer.num_experts, groups, kept, clusters=behind)
 
     def _survivors(self, found: Finding, clusters: list[list[int]]) -> list[int]:
         from stun_exp.expert_pruner.stun.representative import highest_members, nearest_members

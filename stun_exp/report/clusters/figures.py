@@ -112,7 +112,7 @@ def indices(rows: Sequence[dict[str, Any]], title: str, file: Path) -> None:
     names = [name for name in rows[0] if name != "layer" and all(name in row for row in rows)]
     for number, name in enumerate(names):
         # Lines that coincide, as those of routers over seeds do, stay visible by their markers.
-        axes.plot([row[name] for row in rows], marker="osD^"[number % 4], markersize=9 - 2 * number, label=name)
+        axes.plot([row[name] for row in rows], marker="osD^"[number % 4], markersize=max(9 - 2 * number, 2), label=name)
     axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(rows)), [row["layer"] for row in rows])
     axes.set(xlabel="layer", ylabel="adjusted Rand index", title=title)

@@ -109,6 +109,20 @@ class ExpertCountsForm(OpenForm):
     ratio: Share
 
 
+class LayerStageForm(OpenForm):
+    kept: Count
+    num_experts: Count
+
+
+class ExpertStageForm(OpenForm):
+    plan_id: str
+    num_clusters: Count
+    largest_cluster: Count
+    per_layer: Annotated[list[LayerStageForm], Field(min_length=1)]
+    reconstruction_error: NotRequired[Amount | None]
+    gate_mass_moved: NotRequired[Share | None]
+
+
 class LayerForm(OpenForm):
     removed: Amount
     zeros: Amount
@@ -175,6 +189,7 @@ class ReportForm(OpenForm):
     settings: SettingsForm
     model: ModelForm
     experts: ExpertCountsForm
+    expert_stage: NotRequired[ExpertStageForm | None]
     sparsity: SparsityForm
     diagnostics: DiagnosticsForm
     skipping: NotRequired[SkippingForm | None]
