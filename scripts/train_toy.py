@@ -66,7 +66,7 @@ def main() -> int:
             done += phase.recipe.steps
     assert model is not None, "a toy has at least one phase"
     seconds = time.monotonic() - began
-    ship(model, tokenizer, arguments.out or MODELS[arguments.model])
+    ship(model, tokenizer, arguments.out or MODELS.get(arguments.model, Path("toys") / arguments.model))
     shares_LE = expert_shares(model, tokenizer, CALIBRATION_DOCUMENTS)
     least = shares_LE[shares_LE.sum(1) > 0].min().item()  # a layer without experts leaves a row of zeros
     summary = {
@@ -86,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=TOYS, default="toy_moe")
     parser.add_argument("--steps", type=int, help="of the last phase; by default those of its recipe")
-    parser.add_argument("--out", type=Path, help="by default the folder of the bundled model")
+    parser.add_argument("--out", type=Path, help="by default the bundled model's folder, or toys/MODEL")
     parser.add_argument(
         "--work", type=Path, default=Path("toy_training"), help="checkpoint and log; resumed if present"
     )

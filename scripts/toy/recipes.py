@@ -110,6 +110,11 @@ DENSE_RECIPE = Recipe(
 UPCYCLED_RECIPE = replace(DENSE_RECIPE, steps=6000, learning_rate=1e-3, warmup_steps=100, balance_weight=0.01, seed=1)
 
 
+DENSE_WIDTH = 128
+LADDER_WIDTH = 1024
+"""Of all experts of a layer together; a quarter of them is chosen for each token."""
+
+
 def _dense_config(tokenizer: PreTrainedTokenizerFast, width: int) -> LlamaConfig:
     return LlamaConfig(**_common(tokenizer), intermediate_size=width, rms_norm_eps=1e-5)  # Mixtral's
 
@@ -149,17 +154,25 @@ class Phase:
     config: Callable[[PreTrainedTokenizerFast], PreTrainedConfig]
 
 
-def upcycled(dense_width: int, width: int, experts: int, top_k: int) -> tuple[Phase, Phase]:
-    """A dense model, then experts that begin as copies of its feed-forward, or of slices of it."""
+def upcycled(width: int, experts: int, top_k: int, recipes: tuple[Recipe, Recipe]) -> tuple[Phase, Phase]:
+    """A dense model with a feed-forward of 128, then experts that begin as copies of it, or of slices of it."""
+    dense, mixture = recipes
     return (
-        Phase(DENSE_RECIPE, partial(_dense_config, width=dense_width)),
-        Phase(UPCYCLED_RECIPE, partial(_upcycled_config, width=width, experts=experts, top_k=top_k)),
+        Phase(dense, partial(_dense_config, width=DENSE_WIDTH)),
+        Phase(mixture, partial(_upcycled_config, width=width, experts=experts, top_k=top_k)),
     )
+
+
+def _rung(experts: int) -> tuple[Phase, Phase]:
+    """A toy with as many parameters and as many active ones as every other rung of the ladder."""
+    short = (replace(DENSE_RECIPE, steps=1000), replace(UPCYCLED_RECIPE, steps=1500))
+    return upcycled(LADDER_WIDTH // experts, experts, experts // 4, short)
 
 
 TOYS: dict[str, tuple[Phase, ...]] = {
     "toy_moe": (Phase(RECIPE, toy_config),),
     "toy_arctic": (Phase(ARCTIC_RECIPE, toy_arctic_config),),
-    "toy_upcycled": upcycled(dense_width=128, width=128, experts=16, top_k=2),
+    "toy_upcycled": upcycled(width=128, experts=16, top_k=2, recipes=(DENSE_RECIPE, UPCYCLED_RECIPE)),
+    **{f"ladder_{experts}": _rung(experts) for experts in (8, 16, 32, 64, 128, 256)},
 }
-"""How each toy model is made."""
+"""How each toy model is made: those that are bundled, and the ladder, one world and budget for 8 to 256 experts."""

@@ -1,6 +1,7 @@
 """Training of the toy models: packed documents, AdamW with a cosine, experts kept in use by a loss per layer.
 
-Shapes: B sequences, S positions, T = B * S tokens, K experts per token, E experts, V vocabulary.
+Shapes: B sequences, S positions, T = B * S tokens, K experts per token, E experts, D hidden size, F width of an expert,
+N = E * F, V vocabulary.
 """
 
 import dataclasses
@@ -21,12 +22,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from scripts.toy.recipes import Phase, Recipe
 from stun_exp.models import register
 from stun_exp.toy.text import training_documents
 
 LOSS_EVERY = 50
+MANY = 8
+"""Experts a token."""
 DECAY_SHARE = 0.2
 ROUTER_STD = 0.02
 
@@ -143,6 +147,20 @@ def _expert_copies(source: dict[str, Tensor], prefix: str, name: str, slices: in
     return torch.stack(parts).repeat(experts // slices, 1, 1)
 
 
+def masked_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> Tensor:
+    """The weighted sum of each token's experts: all experts' hidden units at once, those of the others times 0."""
+    num_experts, _, width = experts.down_proj.shape
+    gate_DN, up_DN = (half.flatten(0, 1).T for half in experts.gate_up_proj.chunk(2, dim=1))
+    weight_TE = torch.zeros(len(hidden_TD), num_experts, dtype=topk_weight_TK.dtype, device=hidden_TD.device)
+    weight_TE = weight_TE.scatter(1, topk_index_TK, topk_weight_TK)
+    hidden_TEF = (experts.act_fn(hidden_TD @ gate_DN) * (hidden_TD @ up_DN)).unflatten(1, (num_experts, width))
+    weighted_TN = (hidden_TEF * weight_TE[..., None]).flatten(1)
+    return weighted_TN @ experts.down_proj.mT.flatten(0, 1)
+
+
+ALL_EXPERTS_FUNCTIONS.register("masked", masked_experts)
+
+
 def train(
     recipe: Recipe,
     model: PreTrainedModel,
@@ -158,7 +176,8 @@ def train(
     model.to(device)
     top_k = getattr(model.config, "num_experts_per_tok", None)  # None: dense
     if top_k is not None:
-        model.set_experts_implementation("grouped_mm")  # the quickest in training, on CPU and on GPU
+        # Many narrow experts are quickest as one wide feed-forward; a few wide ones on their own tokens.
+        model.set_experts_implementation("masked" if top_k >= MANY else "grouped_mm")
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=recipe.learning_rate,

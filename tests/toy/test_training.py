@@ -24,6 +24,7 @@ from scripts.toy.training import (
 )
 from stun_exp.toy import WEIGHTS
 
+BUNDLED = [model for model in TOYS if not model.startswith("ladder")]
 TINY = dataclasses.replace(RECIPE, steps=2, batch_size=2, sequence_length=24, warmup_steps=1)
 
 
@@ -73,7 +74,7 @@ def run(
     return trained
 
 
-@pytest.mark.parametrize("model", TOYS)
+@pytest.mark.parametrize("model", BUNDLED)
 def test_a_resumed_run_ends_in_the_same_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model: str) -> None:
     whole = run(tokenizer, tmp_path / "whole.pt", model=model)
     half = run(tokenizer, tmp_path / "half.pt", stop_after=1, model=model)
@@ -152,6 +153,16 @@ def test_shipped_files_are_stock_per_expert_bf16(tokenizer: PreTrainedTokenizerF
     }
 
 
+def test_all_rungs_have_one_budget(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Width times experts, and width times experts a token, are those of every rung; so are the recipes."""
+    rungs = [phases for name, phases in TOYS.items() if name.startswith("ladder")]
+    configs = [mixture.config(tokenizer) for _, mixture in rungs]
+    assert [config.num_local_experts for config in configs] == [8, 16, 32, 64, 128, 256]
+    assert {config.num_local_experts * config.intermediate_size for config in configs} == {1024}
+    assert {config.num_experts_per_tok * config.intermediate_size for config in configs} == {256}
+    assert len({(dense.recipe, mixture.recipe) for dense, mixture in rungs}) == 1
+
+
 def test_rows_start_with_a_document_and_repeat_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
     recipe = dataclasses.replace(TINY, sequence_length=256)
     ids_BS = packed_batch(tokenizer, recipe, step=7)
@@ -160,6 +171,19 @@ def test_rows_start_with_a_document_and_repeat_exactly(tokenizer: PreTrainedToke
     assert not torch.equal(ids_BS, packed_batch(tokenizer, recipe, step=8))
     assert (ids_BS[:, 0] != tokenizer.eos_token_id).all()
     assert (ids_BS == tokenizer.eos_token_id).any()
+
+
+def test_experts_as_one_wide_feed_forward_give_the_same_and_learn_the_same(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids_BS = packed_batch(tokenizer, TINY, 0)
+    gradients = []
+    for implementation in ("masked", "eager"):
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(tiny_config(tokenizer))
+        model.set_experts_implementation(implementation)
+        model(input_ids=ids_BS, labels=ids_BS).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_balance_loss_by_hand() -> None:
