@@ -1,5 +1,6 @@
 """A search by Optuna: typos are found, it goes on where it was, and a point that fails does not stop it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,22 @@ def test_a_search_ends_with_the_best_and_goes_on_where_it_was(
     assert {file: file.stat().st_mtime_ns for file in reports} == reports
     assert len(list(tmp_path.glob("sweep/expert_pruner.lambda2=*/report.json"))) == 3
     assert yaml.safe_load(results.read_text())["best_value"] <= first["best_value"]
+
+
+@needs_optuna
+@pytest.mark.slow
+def test_trials_of_one_plan_are_evaluated_once(
+    search: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    """A layer has more clusters than 2, and below kappa alone it is merged: the values differ, and the plans do not."""
+    done = search("expert_pruner.kappa=1,2", "hydra.sweeper.n_trials=4")  # of which some have the same value
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(file.read_text()) for file in tmp_path.glob("sweep/expert_pruner.kappa=*/report.json")]
+    assert len(reports) == 2
+    assert len({report["expert_stage"]["plan_id"] for report in reports}) == 1
+    assert len([file for file in tmp_path.glob("cache/evaluations/*/*") if file.is_file()]) == 1
+    logs = [file.read_text() for file in tmp_path.glob("sweep/*/run.log")]
+    assert sorted("an equal checkpoint was measured before" in text for text in logs) == [False, True]
 
 
 @needs_optuna

@@ -1,6 +1,7 @@
 """`stun-clusters FOLDER`: figures and numbers of how experts were clustered, from the clusters.json of runs.
 
-Each run's figures lie beside its clusters.json; agreement.json and, over seeds, stability.png in FOLDER.
+What was found is said at the end. Each run's figures lie beside its clusters.json; agreement.json and, over seeds,
+stability.png in FOLDER.
 """
 
 import argparse
@@ -10,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stun_exp.report.clusters import figures
+from stun_exp.report.clusters.findings import LABORATORY, findings, findings_over_runs
 from stun_exp.report.clusters.runs import (
     ClusteredRun,
     agreement,
+    correlations,
     read_clustered_runs,
     repeated,
     similarities,
@@ -21,11 +24,9 @@ from stun_exp.report.clusters.runs import (
 from stun_exp.utils.files import write_file
 from stun_exp.utils.json_files import read_json
 
-LABORATORY = "run with expert_pruner.laboratory=true"
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws what can be drawn of a folder, says what cannot and why; exits with 1 if there is nothing."""
+    """Draws what can be drawn of a folder, says what cannot and why, and what was found; exits with 1 for nothing."""
     parser = argparse.ArgumentParser(prog="stun-clusters", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder, or a sweep's")
     folder = parser.parse_args(argv).folder
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for run in runs:
         for line in draw_run(run):
             print(line)
-    for line in (*draw_stability(repeated(runs), folder), write_agreement(runs, folder)):
+    for line in (*draw_stability(repeated(runs), folder), write_agreement(runs, folder), ""):
+        print(line)
+    for line in (*(line for run in runs for line in findings(run)), *findings_over_runs(repeated(runs))):
         print(line)
 
 
@@ -72,7 +75,7 @@ def draw_stability(groups: Sequence[Sequence[ClusteredRun]], folder: Path) -> li
 def write_agreement(runs: Sequence[ClusteredRun], folder: Path) -> str:
     """Writes agreement.json; what was written, or why not."""
     content = {
-        "runs": [{"run": run.name, "layers": agreement(run)} for run in runs],
+        "runs": [{"run": run.name, "layers": agreement(run), "correlations": correlations(run)} for run in runs],
         "stability": [{"runs": [run.name for run in group], "layers": stability(group)} for group in repeated(runs)],
     }
     file = folder / "agreement.json"

@@ -63,6 +63,11 @@ def agreement(run: ClusteredRun) -> list[dict[str, Any]]:
     ]
 
 
+def correlations(run: ClusteredRun) -> list[dict[str, Any]]:
+    """For each layer, Spearman's correlation between each two kinds of distance; `distance` is the one clustered."""
+    return [{"layer": layer["layer"], **layer.get("correlation", {})} for layer in run.layers]
+
+
 def repeated(runs: Sequence[ClusteredRun]) -> list[list[ClusteredRun]]:
     """Groups of two or more runs with equal settings of the pruner and equal layers, as those of several seeds have."""
     groups: dict[str, list[ClusteredRun]] = {}

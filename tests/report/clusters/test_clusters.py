@@ -10,6 +10,7 @@ import pytest
 
 from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
 from stun_exp.report.clusters.command import main, write_agreement
+from stun_exp.report.clusters.findings import findings, findings_over_runs
 from stun_exp.report.clusters.runs import (
     ClusteredRun,
     adjusted_rand_index,
@@ -130,6 +131,57 @@ def test_budgets_are_those_that_the_pruner_would_cut_at() -> None:
         merges = cut_globally(paths, [2] * 3, round(22 * share))
         assert kept == tuple(path.num_experts - n for path, n in zip(paths, merges, strict=True))
     assert max(shares) == pytest.approx(0.75)  # 16.5 of 22, which is 16: six have to stay
+
+
+def test_what_was_found_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Indices of A and B are -0.2, of A and C 4/7, by hand above; over both layers 0.4, 4/7 and 0.19."""
+    correlation = {
+        "distance-router": 1.0,
+        "distance-outputs": -0.25,
+        "router-coactivation": 0.125,
+        "router-outputs": None,
+    }
+    layers = [layer(0, alone(A, B, C)), layer(7, alone(A, A, C))]
+    layers[1] |= {"mass_moved": 0.5, "correlation": correlation}
+    write(tmp_path, layers)
+    main([str(tmp_path)])
+    assert capsys.readouterr().out.partition("\n\n")[2].splitlines() == [
+        f"run {tmp_path.name}: 8 experts of 2 layers in 6 clusters, the largest of 2 in layer 0",
+        "  gate mass moved to other experts: 37.5 % on average over layers, the most in layer 7, 50.0 %",
+        "  clusters by one similarity each, mean over layers of the adjusted Rand index (1: equal, 0: chance) and its "
+        "range, and Spearman's correlation of the distances:",
+        "    router and coactivation: 0.40 (-0.20 to 1.00), they agree partly; distances 0.12",
+        "    router and outputs: 0.57 (0.57 to 0.57), they agree partly",
+        "    coactivation and outputs: 0.57 (0.57 to 0.57), they agree partly",
+        "  correlation of the distance that was clustered with that by each alone: router 1.00, outputs -0.25",
+    ]
+    content = json.loads((tmp_path / "agreement.json").read_text())
+    assert content["runs"][0]["correlations"] == [{"layer": 0}, {"layer": 7, **correlation}]
+
+
+@pytest.mark.parametrize(
+    ("clusters", "told"),
+    [(A, "1.00 (1.00 to 1.00), they agree fully"), (B, "-0.20 (-0.20 to -0.20), they agree no more than chance")],
+)
+def test_how_far_clusters_agree_is_said_in_words(clusters: Clusters, told: str) -> None:
+    run = ClusteredRun("x", Path(), {}, [layer(0, alone(A, clusters, None))])
+    assert [line.strip() for line in findings(run) if "router and" in line] == [f"router and coactivation: {told}"]
+
+
+def test_without_the_laboratory_it_is_said_what_was_not_compared() -> None:
+    *_, last = findings(ClusteredRun("x", Path(), {}, [layer(0, {}, gates=False)]))
+    assert last == "  similarities were not compared; run with expert_pruner.laboratory=true"
+
+
+def test_stability_is_said_for_runs_of_equal_settings() -> None:
+    runs = [ClusteredRun(str(n), Path(), {}, [layer(0, alone(A, B, o))]) for n, o in enumerate((A, A, B))]
+    assert list(findings_over_runs([runs])) == [
+        "runs 0, 1, 2, of equal settings: mean over layers and pairs of runs",
+        "    their clusters: 1.00 (1.00 to 1.00), they agree fully",
+        "    clusters by router alone: 1.00 (1.00 to 1.00), they agree fully",
+        "    clusters by coactivation alone: 1.00 (1.00 to 1.00), they agree fully",
+        "    clusters by outputs alone: 0.20 (0.20 to 0.20), they agree a little",
+    ]
 
 
 def test_a_sweep_gets_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
