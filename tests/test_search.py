@@ -110,3 +110,19 @@ def test_a_plugin_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
     assert list(error.value.mistakes) == [
         "hydra/sweeper=search: its plugin is not installed; pip install 'stun-exp[optuna]'"
     ]
+
+
+@needs_optuna
+@pytest.mark.slow
+def test_points_that_lack_what_is_searched_over_are_one_point(
+    search: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    """Chosen together, they would be in one folder at once; the search is told the same of each."""
+    wanted = ("method=wanda,stun_owl", "sparsity=0.4", "expert_pruner.ratio=interval(0.1,0.2)")
+    done = search(*wanted, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=4", "hydra/launcher=joblib")
+    assert done.returncode == 0, done.stderr
+    assert "expert_pruner.ratio=interval(0.1,0.2): without effect in method=wanda" in done.stderr
+    runs = [report.parent.name for report in tmp_path.glob("sweep/*/report.json")]
+    assert sorted(runs)[-1] == "method=wanda"
+    assert all(name.startswith("expert_pruner.ratio=0.1") for name in sorted(runs)[:-1])
+    assert len(runs) <= 4

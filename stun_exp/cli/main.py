@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -11,10 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stun_exp.cli.check import HYDRA_ERRORS, check, one_line, settings_of
+from stun_exp.cli.check import checked, settings_of
+from stun_exp.cli.composing import HYDRA_ERRORS, one_line
 from stun_exp.cli.interrupts import spare_workers, stop_if_told, stoppable
 from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import CONFIG_NAME
+from stun_exp.cli.partial_settings import PartialSetting, left_out_where_lacking, warnings_for
 from stun_exp.cli.places import check_vacant, not_made
 from stun_exp.cli.sweep import SweepEnd, conclude
 from stun_exp.config.build import ConfigError, specs_from
@@ -48,8 +51,10 @@ Examples:
 """
 
 
-def job(cfg: DictConfig) -> float | None:
+def job(cfg: DictConfig, settings: Sequence[PartialSetting] = ()) -> float | None:
     """Runs what `cfg` describes, in the output directory that Hydra made for it; exits with 1 if that fails.
+
+    `settings` are those that were typed for its sweep and that some of the points lack.
 
     Gives what a search of settings minimizes. In a sweep the failure is left in the run's folder, for its end
     to tell: to raise it, or to exit, would stop other runs under one launcher or another.
@@ -59,7 +64,8 @@ def job(cfg: DictConfig) -> float | None:
         _Single.folder = Path(here.runtime.output_dir)
     try:
         forget_error(Path(here.runtime.output_dir))
-        specs = specs_from(cfg, Path(here.runtime.output_dir))
+        warned = warnings_for(settings, here.overrides.task, here.runtime.choices)
+        specs = [spec._replace(warnings=warned) for spec in specs_from(cfg, Path(here.runtime.output_dir))]
         # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.
         from stun_exp.utils.progress import loading
 
@@ -143,13 +149,17 @@ def _main(conf: Path) -> None:
         if sys.argv[1:2] == ["inspect"]:
             inspect_command(sys.argv[2:], conf)
             return
-        sys.argv[1:] = check(sys.argv[1:], conf)
+        command = checked(sys.argv[1:], conf)
+        sys.argv[1:] = command.argv
+        for line in command.told:
+            print(line, file=sys.stderr)
         if HydraConfig.initialized() and HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib":
             spare_workers()
         if not SHOW_ALL:
             os.environ["STUN_SHORT_ERRORS"] = "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print, so that it is told here
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIG_NAME)(job)()
+        with left_out_where_lacking(command.partial):
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=CONFIG_NAME)(job)()
     except ConfigError as error:
         count = len(error.mistakes)
         print(f"stun: {count} mistake{'s' * (count > 1)}, nothing was run", file=sys.stderr)

@@ -49,6 +49,11 @@ class ConfigGroups:
         return self._loader.get_group_options(group, kind, CONFIG_NAME, self._search_path)
 
 
+def setting_name(key: str) -> str:
+    """A setting's dotted name, however its key is written: `layers.0` for `layers[0]`."""
+    return key.replace("[", ".").replace("]", "")
+
+
 @cache
 def parsed_override(text: str) -> Override:
     """The override that Hydra reads in `text`."""

@@ -101,6 +101,8 @@ class RunSpec(NamedTuple):
     settings: Settings
     config: dict[str, Any]
     out: Path
+    warnings: tuple[str, ...] = ()
+    """What its command had to say of it."""
 
 
 def since(stage: str | None) -> frozenset[str]:

@@ -81,3 +81,7 @@ class ExpertPruner(Component):
     @abstractmethod
     def plan(self, findings: list[Any]) -> "Plan":
         """The plan, from the findings of all layers with experts, in their order."""
+
+    def num_kept(self, findings: list[Any]) -> dict[int, int]:
+        """How many experts the plan keeps in each layer; for a pruner that finds that with less than the plan takes."""
+        return self.plan(findings).num_kept

@@ -4,10 +4,12 @@ With N weights in scope, R of them in removed experts, and P left that the secon
 leaves the second stage the ratio (s N - R) / P of its weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.moe.counts import by_layer
 from stun_exp.moe.layers import Kind, MoELayer
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
@@ -95,6 +97,39 @@ def budget_of(checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, sco
     return Budget(sparsity, outside + sum(layer.in_scope for layer in layers), layers)
 
 
+class CountedLayer(Protocol):
+    """A layer with experts, as far as it is counted."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def num_groups(self) -> int: ...
+
+
+def even_shares(layers: Sequence[CountedLayer], ratio: float) -> list[int]:
+    """How many experts each layer keeps when all lose the same share and the total is exact.
+
+    Where the share is not whole, later layers take up what is missing. A group-limited router loses equally many of
+    each group, so the total is then the nearest that whole groups allow.
+    """
+    counts, met, gone = [], 0, 0
+    for layer in layers:
+        met += layer.num_experts
+        here = layer.num_groups * round((round(ratio * met) - gone) / layer.num_groups)
+        gone += here
+        counts.append(layer.num_experts - here)
+    return counts
+
+
+def shares_by_layer(layers: Sequence[CountedLayer], counts: Sequence[int]) -> str:
+    """`layers 0-2: 5 of 8, layer 3: 4 of 8`: what each layer keeps."""
+    return ", ".join(by_layer((layer.index, n, layer.num_experts) for layer, n in zip(layers, counts, strict=True)))
+
+
 def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
     """Experts kept in each layer if as many go in all as `ratio` asks, from the first layers; for totals only.
 
@@ -111,7 +146,8 @@ def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
         most = max(layer.min_experts for layer in layers)
         raise ValueError(
             f"expert_pruner.ratio={ratio:g} removes {left} of {total} experts; each of the layers {names} must keep "
-            f"{most} (top_k={layers[0].top_k}), so {removable} can go: the ratio can be at most {removable / total:.4f}"
+            f"{most} (top_k={layers[0].top_k}), so {removable} can go: the ratio can be at most "
+            f"{removable / total:.4f}; even shares would keep in {shares_by_layer(layers, even_shares(layers, ratio))}"
         )
     counts = {}
     for layer in layers:

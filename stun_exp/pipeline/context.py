@@ -60,7 +60,7 @@ class RunContext:
         self.costs = Costs(self.device)
         self.cost = StageCost()
         """Of the stage that is gone through."""
-        self.warnings: list[str] = []
+        self.warnings = list(spec.warnings)
         self.store = Store(spec.settings.cache, self.warn)
         self.digests = Digests(self.store)
         self.inputs: dict[str, Any] = {}

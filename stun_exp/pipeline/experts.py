@@ -13,6 +13,7 @@ from stun_exp.expert_pruner.protocol import ExpertPruner, ExpertSource
 from stun_exp.moe.observe import Statistic, chunk_tokens, observe
 from stun_exp.moe.plan import Plan
 from stun_exp.moe.statistics import RoutedOutputs
+from stun_exp.pipeline.budget import even_shares, shares_by_layer
 from stun_exp.pipeline.context import RunContext, Stage
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.state.statistics_cache import StatisticsCache
@@ -172,23 +173,15 @@ def uneven_losses(plan: Plan, layers: Sequence[ExpertSource], pruner: ExpertPrun
 
 
 def even_counts(layers: Sequence[ExpertSource], ratio: float) -> list[int]:
-    """How many experts each layer keeps when all lose the same share and the total is exact.
-
-    Where the share is not whole, later layers take up what is missing. A group-limited router loses equally many of
-    each group, so the total is then the nearest that whole groups allow. ValueError if a layer would be left with too
-    few.
-    """
-    counts, met, gone = [], 0, 0
-    for layer in layers:
-        met += layer.num_experts
-        here = layer.num_groups * round((round(ratio * met) - gone) / layer.num_groups)
-        if layer.num_experts - here < layer.min_experts:
+    """How many experts each layer keeps of an even budget; ValueError if a layer would be left with too few."""
+    counts = even_shares(layers, ratio)
+    for layer, left in zip(layers, counts, strict=True):
+        if left < layer.min_experts:
             raise ValueError(
-                f"expert_pruner.ratio={ratio:g} leaves {layer.num_experts - here} of {layer.num_experts} experts in "
-                f"layer {layer.index}; the router needs {layer.min_experts} (top_k={layer.top_k}); lower ratio"
+                f"expert_pruner.ratio={ratio:g} leaves {left} of {layer.num_experts} experts in layer {layer.index}; "
+                f"the router needs {layer.min_experts} (top_k={layer.top_k}); lower ratio, which would keep in "
+                f"{shares_by_layer(layers, counts)}"
             )
-        gone += here
-        counts.append(layer.num_experts - here)
     return counts
 
 

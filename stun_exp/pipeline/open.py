@@ -65,7 +65,7 @@ def open_inputs(run: RunContext) -> Inputs | None:
     assert checked is not None
     tokenizer, tokens, training_NT = text
     if identity is None:
-        print_budget(checkpoint, checked.budget, checked.ratio, tokens.num_tokens)
+        print_budget(checkpoint, checked, tokens.num_tokens)
         return None
     stage = WeightStage(settings.unstructured_pruner, settings.sparsity_scope)
     zeros, source_zeros = _zeros(run, checkpoint, identity, stage, checked)

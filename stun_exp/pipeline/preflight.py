@@ -16,6 +16,7 @@ from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 from stun_exp.moe.skip import GateRatios
 from stun_exp.pipeline.backend import check_backend
 from stun_exp.pipeline.budget import Budget, budget_of, expected_counts, weights_ratio
+from stun_exp.pipeline.kept_experts import KeptExperts, kept_experts
 from stun_exp.pipeline.skip import gate_statistics
 from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.state.artifacts import ARTIFACTS, CHECKPOINT
@@ -147,6 +148,7 @@ class Checked:
     benchmarks: PreparedBenchmarks
     gates: dict[int, GateRatios]
     budget: Budget
+    kept: KeptExperts
     ratio: float
     """Share of what is left to it that the weight stage takes."""
     num_removed: int
@@ -156,7 +158,7 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
     """What settings, config and index show together; each mistake is noted, and None if there is one."""
     pruner, in_nf4 = settings.unstructured_pruner, settings.model.load == "nf4"
     ratio = settings.expert_pruner.removed_share()
-    benchmarks, gates, budget, share, counts = None, None, None, 0.0, dict[int, int]()
+    benchmarks, gates, kept, budget, share, counts = None, None, None, None, 0.0, dict[int, int]()
     with told.noted():
         gates = gate_statistics(settings.skipping, checkpoint)
     with told.noted():
@@ -169,15 +171,18 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
     with told.noted():
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
         counts = expected_counts(checkpoint, ratio)
+        with told.noted():  # a budget that cannot be met is told beside it
+            kept = kept_experts(checkpoint, settings.expert_pruner)
+            counts = kept.num_kept or counts
         assert isinstance(settings.sparsity, float | int)
         budget = budget_of(checkpoint, counts, settings.sparsity, settings.sparsity_scope, pruner.attention)
         share = weights_ratio(budget, pruner)
     with told.noted():
         settings.export.check(checkpoint, ratio, settings.expert_pruner.has_equal_layers())
-    if told.lines or benchmarks is None or gates is None or budget is None:
+    if told.lines or benchmarks is None or gates is None or kept is None or budget is None:
         return None
     num_removed = sum(checkpoint.outline(layer).num_experts - count for layer, count in counts.items())
-    return Checked(benchmarks, gates, budget, share, num_removed)
+    return Checked(benchmarks, gates, budget, kept, share, num_removed)
 
 
 def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:

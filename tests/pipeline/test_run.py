@@ -234,17 +234,6 @@ def test_a_method_that_was_edited_makes_its_runs_anew(
     assert runner()["fingerprint"] != first["fingerprint"]
 
 
-def test_dry_run_reads_no_weight(
-    runner: Runner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_weights(*args: object) -> None:
-        raise AssertionError("read weights")
-
-    monkeypatch.setattr(Checkpoint, "_read", no_weights)
-    assert runner("dry_run=true", "sparsity=0.4", "expert_pruner.ratio=0.2") == {}
-    assert "weights in scope  23,040" in capsys.readouterr().out
-
-
 def test_impossible_budgets_stop_before_any_weight(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "_read", lambda *args: pytest.fail("read weights"))
     with pytest.raises(ValueError, match=r"top_k=2.*at most 0\.6667"):

@@ -10,6 +10,7 @@ from stun_exp.expert_pruner.protocol import ExpertSource
 from stun_exp.expert_pruner.stun.linkage import Linkage, merge_path
 from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
 from stun_exp.expert_pruner.stun.official_search import OfficialLayers, nearest, search
+from stun_exp.moe.counts import by_layer
 
 BudgetOver = Literal["global", "per_layer"]
 
@@ -106,7 +107,8 @@ def _check_room(layers: Sequence[ExpertSource], goal: Goal) -> None:
         raise ValueError(
             f"expert_pruner.max_removed_per_layer={goal.max_removed}: {sum(most)} of {total} experts can go, and "
             f"expert_pruner.ratio={goal.ratio:g} removes {sum(asked)}; pass a higher limit or null for none, or "
-            f"expert_pruner.ratio={sum(most) / total:.6g} or less"
+            f"expert_pruner.ratio={sum(most) / total:.6g} or less; with this limit at least so many stay in "
+            f"{_by_layer(layers, goal.least)}"
         )
 
 
@@ -117,9 +119,14 @@ def _matched(layers: Sequence[ExpertSource], cuts: list[Cut], goal: Goal) -> lis
         raise ValueError(
             f"expert_pruner.threshold={goal.threshold:g} keeps {left} of {total} experts, and expert_pruner.ratio="
             f"{goal.ratio:g} keeps {sum(goal.kept)}; pass expert_pruner.ratio={1 - left / total:.6g} (and sparsity, "
-            "where experts alone make it), or expert_pruner.threshold=null, which finds the threshold of the ratio"
+            "where experts alone make it), or expert_pruner.threshold=null, which finds the threshold of the ratio; "
+            f"this one keeps in {_by_layer(layers, [len(cut.clusters) for cut in cuts])}"
         )
     return cuts
+
+
+def _by_layer(layers: Sequence[ExpertSource], kept: Sequence[int]) -> str:
+    return ", ".join(by_layer((layer.index, n, layer.num_experts) for layer, n in zip(layers, kept, strict=True)))
 
 
 def _highest(paths: Sequence[MergePath], taken: Sequence[int]) -> float | None:

@@ -109,23 +109,30 @@ class STUN(ExpertPruner):
 
     def plan(self, findings: list[Any]) -> Plan:
         """One cluster, one expert. clusters.json says how the clusters came about, distances.npz from what."""
-        from stun_exp.expert_pruner.stun.cut import Goal, cut_linkage, cut_official, fewest_clusters
         from stun_exp.expert_pruner.stun.diagnostics import clusters_json, distances_npz
+
+        cuts, warnings = self._cuts(findings)
+        plans = [self._layer_plan(found, cut) for found, cut in zip(findings, cuts, strict=True)]
+        document, lacking = clusters_json(self.model_dump(), findings, cuts, plans)
+        distances = {"distances.npz": distances_npz(findings)}
+        return Plan(plans, warnings + lacking, {"clusters.json": document}, distances)
+
+    def num_kept(self, findings: list[Any]) -> dict[int, int]:
+        """One expert a cluster, whoever represents it: that may take the experts' weights to say."""
+        cuts, _ = self._cuts(findings)
+        return {found.layer.index: len(cut.clusters) for found, cut in zip(findings, cuts, strict=True)}
+
+    def _cuts(self, findings: list[Finding]) -> "tuple[list[Cut], list[str]]":
+        """Each layer's cut, and what the user should know of how the threshold was found."""
+        from stun_exp.expert_pruner.stun.cut import Goal, cut_linkage, cut_official, fewest_clusters
 
         layers, distances_EE = [found.layer for found in findings], [found.distance_EE for found in findings]
         limit = self.max_removed_per_layer
         kept, least = [found.num_kept for found in findings], [fewest_clusters(layer, limit) for layer in layers]
         goal = Goal(self.ratio, kept, least, self.budget, self.threshold, limit)
-        warnings: list[str] = []
         if self.linkage == "official":
-            cuts, gave_up = cut_official(layers, distances_EE, goal)
-            warnings += gave_up
-        else:
-            cuts = cut_linkage(layers, distances_EE, self.linkage, goal)
-        plans = [self._layer_plan(found, cut) for found, cut in zip(findings, cuts, strict=True)]
-        document, lacking = clusters_json(self.model_dump(), findings, cuts, plans)
-        distances = {"distances.npz": distances_npz(findings)}
-        return Plan(plans, warnings + lacking, {"clusters.json": document}, distances)
+            return cut_official(layers, distances_EE, goal)
+        return cut_linkage(layers, distances_EE, self.linkage, goal), []
 
     @property
     def _needs_activity(self) -> bool:
