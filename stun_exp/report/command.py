@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stun_exp.report.conclusion import conclusion
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets
 from stun_exp.report.data.differences import unequal
+from stun_exp.report.data.facts import facts, shared_settings
 from stun_exp.report.data.failures import failures
 from stun_exp.report.data.plans import in_words, planned_runs
 from stun_exp.report.data.read import read_runs
@@ -16,10 +18,10 @@ from stun_exp.report.figures import draw
 from stun_exp.report.page import Section, page
 from stun_exp.report.tables.formats import comma_separated, latex
 from stun_exp.report.tables.plans import equal_plans_note, plans_table
-from stun_exp.report.tables.published import published_table, with_verdict
+from stun_exp.report.tables.published import published_table, verdict_text, with_verdict
 from stun_exp.report.tables.results import results_table
-from stun_exp.report.tables.significance import significance_table
-from stun_exp.report.tables.table import ResultsTable
+from stun_exp.report.tables.significance import PairedTests, paired_tests, significance_table
+from stun_exp.report.tables.table import ResultsTable, show_text
 from stun_exp.report.written import INDEX_PAGE, write_files
 from stun_exp.utils import markdown
 from stun_exp.utils.names import shortened
@@ -84,20 +86,28 @@ def write_report(places: Sequence[Path], out: Path) -> Path:
     for line in found.skipped:
         print(f"skipped {line}", file=sys.stderr)
     sets = comparable_sets(found.runs)
-    parts = [list(_parts(one, name)) for one, name in zip(sets, _names(sets), strict=True)]
-    sections = []
+    parts, told = [], []
+    for one, name in zip(sets, _names(sets), strict=True):
+        tests = paired_tests(one.reports, [run.folder for run in one.runs])
+        parts.append(list(_parts(one, name, tests)))
+        told += [
+            f"{one.heading}: {text}" if len(sets) > 1 else text for text in conclusion(one.reports, tests.p_values)
+        ]
+    sections = [Section("Conclusion", "\n\n".join(told))]
     for one, (results, *others) in zip(sets, parts, strict=True):
         for part in (results, *others):
             if part.printed is not None:
                 part.printed.show()
         figures = draw.draw_figures(one.reports, f"figures/{results.name}")
-        sections.append(Section(results.heading, results.text, [results.table], figures))
-        sections += [Section(part.heading, part.text, [part.table], []) for part in others]
+        common = (facts(one.runs), shared_settings(one.reports))
+        sections.append(Section(results.heading, results.text, [results.table], figures, *common))
+        sections += [Section(part.heading, part.text, [part.table]) for part in others]
+    show_text(told)
     sections += _over_models(sets, f"figures/{OVER_MODELS}")
     if found.skipped:
-        sections.append(Section("Skipped", "\n\n".join(found.skipped), [], []))
+        sections.append(Section("Skipped", "\n\n".join(found.skipped)))
     if failed := [f"{place / run}: {why}" for place in places for run, why in failures(place).items()]:
-        sections.append(Section("Failed", "\n\n".join(["Runs without a report:", *failed]), [], []))
+        sections.append(Section("Failed", "\n\n".join(["Runs without a report:", *failed])))
     title = ", ".join(place.resolve().stem for place in places)
     write_files(out, _files(title, sections, [part for of_set in parts for part in of_set]))
     return out / INDEX_PAGE
@@ -114,13 +124,13 @@ def _files(title: str, sections: Sequence[Section], parts: Sequence[Part]) -> di
     return {name: text.encode() for name, text in texts.items()} | {f"{one.name}.png": one.png for one in figures}
 
 
-def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
+def _parts(one: ComparableSet, name: str, tests: PairedTests) -> Iterator[Part]:
     """The tables of one set: results, expert plans, paired tests, published figures."""
     count = len(one.runs)
     text = f"{count} run{'s' * (count > 1)}. What differs among them is the seed, or has a column."
     if one.repeated:
         text += f" Left out, because they repeat another: {', '.join(one.repeated)}."
-    results = results_table(one.reports)
+    results = results_table(one.reports, tests.p_values)
     planned, measured = planned_runs(one.runs), any(report["metrics"] for report in one.reports)
     marked = [note for note in [equal_plans_note(planned)] if note and measured]
     results = replace(results, notes=(*results.notes, *marked, *one.notes))
@@ -129,13 +139,13 @@ def _parts(one: ComparableSet, name: str) -> Iterator[Part]:
         text, plans = in_words(planned), plans_table(planned)
         printed = None if measured else replace(plans, notes=(text, *plans.notes))
         yield Part(f"{name}-plans", f"{one.heading}: plans", text, plans, printed)
-    tests = significance_table(one.reports, [run.folder for run in one.runs])
-    if tests is not None:
+    tested = significance_table(tests)
+    if tested is not None:
         text = "Whether two methods, or two values of one setting, differ significantly on the same items."
-        yield Part(f"{name}-paired", f"{one.heading}: paired tests", text, tests)
+        yield Part(f"{name}-paired", f"{one.heading}: paired tests", text, tested)
     published = published_table(one.reports)
     if published is not None:
-        heading, text = f"{one.heading}: published figures", "Ours beside the papers'."
+        heading, text = f"{one.heading}: published figures", verdict_text(published)
         yield Part(f"{name}-published", heading, text, published, with_verdict(published))
 
 
@@ -145,7 +155,7 @@ def _over_models(sets: Sequence[ComparableSet], folder: str) -> Iterator[Section
     if not len({run.report["model"]["source"] for run in runs}) == len(sets) > 1:
         return
     if apart := list(unequal(runs)):
-        yield Section("All models", "\n\n".join(["No figure has all of them:", *apart]), [], [])
+        yield Section("All models", "\n\n".join(["No figure has all of them:", *apart]))
     elif figures := draw.draw_figures_over_models([run.report for run in runs], folder):
         yield Section("All models", "Models differ in more than their experts.", [], figures)
 
@@ -171,6 +181,8 @@ def _markdown(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         tables = (table.markdown().rstrip() for table in section.tables)
         blocks += [f"## {markdown.text(section.heading)}", markdown.paragraphs(section.text), *tables]
+        if stated := {**section.facts, **section.settings}:
+            blocks.append("\n".join(f"- {markdown.text(f'{name}: {value}')}" for name, value in stated.items()))
         for figure in section.figures:
             blocks += [f"![{markdown.text(figure.title)}]({figure.name}.png)", markdown.paragraphs(figure.caption)]
     return "\n\n".join(blocks) + "\n"

@@ -52,15 +52,20 @@ def test_a_sweep_s_report_lies_in_it(
     assert stun_report(monkeypatch, folder) == 0
     out = capsys.readouterr().out
     assert "byte_perplexity" in out
+    told = "At 40 % sparsity a is best on both benchmarks."
+    assert told in out
     assert out.endswith(f"report: {folder / 'report' / 'index.html'}\n")
     text = (folder / "report" / "report.md").read_text()
-    assert text.startswith("# my_sweep\n\n## bundled:toy_moe\n\n2 runs.")
+    assert text.startswith(f"# my_sweep\n\n## Conclusion\n\n{told}")
+    assert "\n\n## bundled:toy_moe\n\n2 runs." in text
+    assert "- calibration: toy, num_sequences=64" in text
     assert "| a | 20.3 % | 40.00 % | **90.0 ± 2.5** | **2.000** |" in text
     assert "![2 runs](figures/toy_moe/a.png)\n\nA caption." in text
     assert "## bundled:toy_moe: paired tests" in text
     files = {file.name for file in (folder / "report" / "tables").iterdir()}
     assert files == {f"toy_moe{kind}.{ending}" for kind in ("", "-paired") for ending in ("md", "tex", "csv")}
     page = (folder / "report" / "index.html").read_text()
+    assert page.index(told) < page.index("<table>") < page.index("num_sequences=64") < page.index("A caption.")
     assert "<strong>90.0 ± 2.5</strong>" in page
     assert "A caption." in page
 
@@ -82,6 +87,7 @@ def test_each_model_has_its_tables(make_report: Make, tmp_path: Path) -> None:
     tables = {file.name for file in (page.parent / "tables").glob("*.csv")}
     assert tables == {"Mixtral-8x7B-v0.1.csv", "copy-1.csv", "copy-2.csv"}
     assert [line for line in (page.parent / "report.md").read_text().splitlines() if line.startswith("## ")] == [
+        "## Conclusion",
         *(f"## {model}" for model in models),
         "## All models",
     ]

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from stun_exp.report.command import _parts, write_report
+from stun_exp.report.conclusion import conclusion
 from stun_exp.report.data.comparable import ComparableSet, comparable_sets
+from stun_exp.report.data.facts import facts, shared_settings
 from stun_exp.report.data.read import ReportedRun, read_runs
 from stun_exp.report.data.schema import why_unusable
 from stun_exp.report.figures.draw import draw_figures
+from stun_exp.report.tables.significance import paired_tests
+from stun_exp.report.tables.view import view
 from stun_exp.utils.json_files import strict, with_numbers
 
 Make = Callable[..., dict[str, Any]]
@@ -51,6 +55,9 @@ def full(make_report: Make) -> dict[str, Any]:
     report["expert_stage"] = {"plan_id": "0123abcd", "num_clusters": 2, "largest_cluster": 3, "per_layer": [layer]}
     report["expert_stage"] |= {"reconstruction_error": 0.5, "gate_mass_moved": 0.25}
     report["provenance"] |= {"code": {"a.b": "0123456789abcdef"}, "threads": 2, "processor": "cpu"}
+    report["provenance"] |= {"git_commit": "0123", "device": "cpu"}
+    report["settings"]["model"] |= {"parameters": 3_851_392, "expert_ratio": 0.2, "dimensions": {"hidden_size": 8}}
+    report["settings"]["eval"]["benchmarks"]["arc"]["include"] = None
     return report
 
 
@@ -87,9 +94,13 @@ def test_a_report_that_is_wrong_in_one_place_is_used_or_named(
         named += not sets
         used += bool(sets)
         for one in sets:
-            for part in _parts(one, "model"):
+            tests = paired_tests(one.reports, [None] * len(one.runs))
+            for part in _parts(one, "model", tests):
                 text = part.table.markdown()
                 text.encode()
+                view(part.table)
+            told = [*conclusion(one.reports, tests.p_values), *facts(one.runs).values()]
+            "".join([*told, *shared_settings(one.reports).values()]).encode()
             if number % 97 == 0:  # each of the values in turn: drawing takes ten times as long
                 draw_figures(one.reports, "figures")
     assert used > 100
@@ -164,7 +175,8 @@ def test_damaged_samples_are_left_out_and_named(make_report: Make, tmp_path: Pat
         file.write_bytes(content)
     found = read_runs([tmp_path])
     (one,) = comparable_sets(found.runs)
-    notes = [note for part in _parts(one, "model") for note in part.table.notes]
+    tests = paired_tests(one.reports, [run.folder for run in one.runs])
+    notes = [note for part in _parts(one, "model", tests) for note in part.table.notes]
     assert any(note.startswith(f"No p-value for want of whole items: {file}: ") for note in notes)
     assert any(note.endswith(f"for want of samples.jsonl: {tmp_path / 'b'}.") for note in notes)
 

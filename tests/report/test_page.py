@@ -21,7 +21,7 @@ from stun_exp.report.figures import style as drawing
 from stun_exp.report.figures.axes import Axis, Reference
 from stun_exp.report.figures.draw import Figure
 from stun_exp.report.figures.style import Line
-from stun_exp.report.page import Section, inlined, page
+from stun_exp.report.page import Section, breakable, inlined, page
 from stun_exp.report.tables.table import Cell, ResultsTable
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -46,7 +46,8 @@ MEASURE = """
   });
   return JSON.stringify({
     width: innerWidth, content: document.documentElement.scrollWidth, texts, figures: size("figure svg"),
-    boxes: size(".scroll"), tables: size("table"), ids: [...document.querySelectorAll("[id]")].map((e) => e.id),
+    boxes: size(".scroll:not(details *)"), tables: size("table:not(details *)"),
+    ids: [...document.querySelectorAll("[id]")].map((e) => e.id),
   });
 })()
 """
@@ -152,7 +153,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heading = "hub/A-model-of-a-long-name-v0.1; arc_challenge (25 shots, acc_norm,none), gsm8k_of_a_long_name (5 shots)"
     sections = [
         Section(heading, "First.\n\nSecond <b>.", [table()], figures()),
-        Section("Others", "Text.", [table()], []),
+        Section("Others", "Text.", [table()], facts={"command": "stun -m " + "a=b " * 40}, settings={"seed": "0"}),
     ]
     file = folder / "index.html"
     file.write_text(page("runs/a_sweep_with_a_name_of_many_letters & <more>", sections))
@@ -161,12 +162,37 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def table() -> ResultsTable:
     """The last method is the best everywhere, and has no number in its last column."""
-    names = ["STUN (OWL)", "a method of a long name without any end", "OWL"]
+    names = ["STUN (OWL)", "a method of a long name without any end", "OWL", "OWL"]
     rows = [
-        [Cell(name), *(Cell(f"{i}.5 ± 0.1", i + 0.5, 0.1, bold=name == "OWL") for i in range(12)), Cell("-")]
-        for name in names
+        [
+            Cell(name),
+            *(Cell(f"{i}.5 ± 0.1", i + 0.5, 0.1, bold=place == 3) for i in range(12)),
+            Cell("-"),
+            Cell("7 s", 7),
+        ]
+        for place, name in enumerate(names)
     ]
-    return ResultsTable(["method", *(f"task_{i} (acc_norm)" for i in range(13))], rows, ("A note <i>.",))
+    return ResultsTable(
+        ["method", *(f"task_{i} (acc_norm)" for i in range(13)), "time"],
+        rows,
+        ("A note <i>.",),
+        folded=frozenset(["time"]),
+        groups=("", "40 % <b>", "65 %", "65 %"),
+    )
+
+
+def main_table() -> ResultsTable:
+    """As wide as those of the packs: eight benchmarks, two settings, shares, and costs."""
+    rows = [
+        [*map(Cell, ("a long name of a method", "frobenius", setting)), *[Cell("20.3 %", 20.3)] * 2]
+        + [Cell(f"{50 + place}.5 ± 10.1", 50.5, 10.1) for place in range(8)]
+        + [Cell("1234", 1234.0)] * 4
+        for setting in ("average", "complete")
+    ]
+    settings, costs = ["scaling", "linkage"], ["calibration passes", "selection (s)", "peak GiB", "total (s)"]
+    tasks = [f"toy_hellaswag{place} (acc_norm)" for place in range(8)]
+    columns = ["method", *settings, "experts removed", "total sparsity", *tasks, *costs]
+    return ResultsTable(columns, rows, keys=frozenset(columns[1:5]), folded=frozenset(costs))
 
 
 def figures() -> list[Figure]:
@@ -214,6 +240,16 @@ def test_in_a_browser(browser: Browser, html: Path, width: int, mode: str) -> No
     assert [(text, found) for text, found in seen if found < 4.5] == []
     body = next(paper for text, _, paper in found["texts"] if text == "First.")
     assert (contrast(body, "rgb(0, 0, 0)") < 2) == (mode == "dark")
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("width", [1280, 1600])
+def test_a_main_table_fits_a_desktop_without_scrolling(browser: Browser, tmp_path: Path, width: int) -> None:
+    file = tmp_path / "index.html"
+    file.write_text(page("x", [Section("Results", "Text.", [main_table()])]))
+    found = browser.open(file, width, "light")
+    (table,), (box,) = found["tables"], found["boxes"]
+    assert table[1] - table[0] <= box[1] - box[0] <= width
 
 
 @NEEDS_CHROMIUM
@@ -274,9 +310,18 @@ def test_what_is_given_is_text(html: Path) -> None:
     assert outline.texts["h1"] == ["runs/a_sweep_with_a_name_of_many_letters & <more>"]
     assert outline.texts["p"][:3] == ["First.", "Second <b>.", "A note <i>."]
     assert outline.texts["strong"] == [f"{i}.5 ± 0.1" for i in range(12)] * 2
+    assert outline.texts["span"] == ["40 % <b>", "65 %"] * 4, "headings, in the table and behind its fold, twice"
+    assert outline.texts["summary"] == ["More columns: time"] * 2 + ["Settings that all runs share"]
+    assert [header.get("rowspan") for header in outline.all("th")].count("2") == 4, "OWL once for its two rows"
     assert [svg["aria-label"] for svg in outline.all("svg")] == ["lines", "panels", "heat"]
     assert outline.texts["figcaption"] == ["About lines.", "About panels.", "About heat."]
-    assert {header["scope"] for header in outline.all("th")} == {"col", "row"}
+    assert {header["scope"] for header in outline.all("th")} == {"col", "row", "rowgroup"}
+
+
+def test_a_heading_is_text_that_may_be_broken() -> None:
+    """Before a bracket as a whole, then behind underscores; markup in a name stays text."""
+    assert breakable("toy_arc (acc_norm)") == "toy_<wbr>arc <small>(acc_<wbr>norm)</small>"
+    assert breakable("<b>_x") == "&lt;b&gt;_<wbr>x"
 
 
 def test_a_figure_follows_the_page_s_colors() -> None:

@@ -92,7 +92,13 @@ class ExpertPrunerForm(OpenForm):
     ratio: NotRequired[Share]
 
 
+class ModelSettingsForm(OpenForm):
+    dtype: NotRequired[str]
+    dimensions: NotRequired[dict[str, Any] | None]
+
+
 class SettingsForm(OpenForm):
+    model: NotRequired[ModelSettingsForm]
     sparsity_scope: str
     expert_pruner: ExpertPrunerForm
     eval: EvaluationForm
@@ -176,6 +182,8 @@ class ProvenanceForm(OpenForm):
     versions: dict[str, str]
     calibration_tokens_sha256: str
     code: NotRequired[dict[str, str]]
+    git_commit: NotRequired[Scalar]
+    device: NotRequired[Scalar]
     threads: NotRequired[Scalar]
     processor: NotRequired[Scalar]
 

@@ -1,9 +1,10 @@
 """The published figures, and which of our runs each is about.
 
 published.csv has them with their source. `status` is `primary` where the paper or its code was read, `unverified` where
-somebody's note of it was. What follows `source` says which of our runs a row is about: the pack, the model's card, the
-method, further settings, our metrics (a row is about their mean), and shots where they are stated. Where that is left
-empty, `remark` says why; elsewhere it says what is not known.
+somebody's note of it was, `contradictory` where two such notes cannot both be right, so that no verdict may rest on the
+figure. What follows `source` says which of our runs a row is about: the pack, the model's card, the method, further
+settings, our metrics (a row is about their mean), and shots where they are stated. Where that is left empty, `remark`
+says why; elsewhere it says what is not known, or how the notes contradict each other.
 """
 
 import csv
@@ -25,6 +26,7 @@ TOY_NAMES = {
     "mmlu": "toy_mmlu",
 }
 """Calibration texts and benchmarks, and what stands for them in the toy version of a pack."""
+CONTRADICTORY = "contradictory"
 SPARSITY_TOLERANCE = 0.005
 """How far our sparsity may be from the published one, which is printed in whole percents."""
 PublishedRow = Mapping[str, str]

@@ -1,14 +1,15 @@
 """Tables from report.json files alone: what a table is, and the one of results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
-from math import hypot, isclose, isfinite
+from math import isclose, isfinite
 from statistics import mean
 from typing import Any
 
-from stun_exp.report.data.metrics import headlines, lower_is_better, scale_and_digits
+from stun_exp.report.data.metrics import chance, headlines, scale_and_digits
 from stun_exp.report.data.points import Measured, Point, points
 from stun_exp.report.data.run_settings import RunReport
+from stun_exp.report.tables.contests import LEVEL, Contest, PValues, contests
 from stun_exp.report.tables.table import Cell, ResultsTable
 
 COSTS = ("calibration passes", "selection (s)", "peak GiB", "total (s)")
@@ -16,13 +17,15 @@ CHARGED = (
     "Seconds are charged: those of the run itself, and what each result that it took from the cache took when it was "
     "computed."
 )
+EXPERTS, TOTAL = "experts removed", "total sparsity"
+LARGEST_PLAIN = 1e4
+"""Of perplexities: beyond it the order of magnitude is all that says anything."""
 
 
-def results_table(reports: Sequence[RunReport]) -> ResultsTable:
+def results_table(reports: Sequence[RunReport], p_values: PValues | None = None) -> ResultsTable:
     """A row for each point: means over its seeds, accuracies in percent, perplexities as they are.
 
-    Bold, for each benchmark, among points of one sparsity: the best, and what lies within one standard error of the
-    difference. That takes both errors for independent, which on the same items makes it wide (see `significance`).
+    Bold, for each benchmark, among points of one sparsity: the best, and what is within noise of it (`contests`).
 
     `skipped`, where any run skips: share of the experts routed to for the benchmarks' tokens that were not run. What
     the selection of experts cost: `calibration passes` of the whole model over the calibration tokens, where a layer
@@ -32,11 +35,11 @@ def results_table(reports: Sequence[RunReport]) -> ResultsTable:
     """
     found, figures = points(reports), headlines(reports)
     settings = list(dict.fromkeys(name for point in found for name in point.settings))
-    best = {(key, id(point)) for key in figures for point in _best(found, key)}
+    held = contests(found, list(figures), p_values or {})
+    bold = {(contest.key, id(point)) for contest in held for point in contest.bold}
     several = any(len(point.reports) > 1 for point in found)
     skipping = any(report.get("skipping") for report in reports)
-    columns = ["method", *settings, *["seeds"] * several, "experts removed", "total sparsity"]
-    columns += [*["skipped"] * skipping, *column_names(figures), *COSTS]
+    keys = [*settings, *["seeds"] * several, EXPERTS, TOTAL]
     rows = [
         [
             Cell(point.name),
@@ -44,15 +47,24 @@ def results_table(reports: Sequence[RunReport]) -> ResultsTable:
             *[_number(len(point.reports), "{:.0f}")] * several,
             *_pruned(point),
             *[_skipped(point)] * skipping,
-            *(figure_cell(key, point.measured(key), bold=(key, id(point)) in best) for key in figures),
+            *(figure_cell(key, point.measured(key), bold=(key, id(point)) in bold) for key in figures),
             *_costs(point),
         ]
         for point in found
     ]
-    return ResultsTable(columns, rows, tuple(_notes(reports, found, several, bool(best))))
+    missed = any(row[len(keys)].text != f"{100 * p.sparsity:.2f} %" for row, p in zip(rows, found, strict=True))
+    return ResultsTable(
+        ["method", *keys, *["skipped"] * skipping, *column_names(figures), *COSTS],
+        rows,
+        tuple(_notes(reports, found, figures, held)),
+        keys=frozenset(keys),
+        folded=frozenset(COSTS),
+        groups=tuple(_group(point, missed) for point in found),
+        headed=frozenset() if missed else frozenset([TOTAL]),
+    )
 
 
-def column_names(figures: dict[str, str]) -> list[str]:
+def column_names(figures: Mapping[str, str]) -> list[str]:
     """Headings of the headline metrics."""
     return [f"{task} ({key.partition('/')[2].split(',')[0]})" for key, task in figures.items()]
 
@@ -65,7 +77,8 @@ def figure_cell(key: str, measured: Measured | None, sign: str = "", bold: bool 
     value, error = scale * measured.value, None if measured.error is None else scale * measured.error
     if not isfinite(value):
         return Cell("nan" if value != value else f"{value:{sign}}", value)
-    return Cell(f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}"), value, error, bold)
+    form = f".{digits}f" if abs(value) <= LARGEST_PLAIN else ".1e"
+    return Cell(f"{value:{sign}{form}}" + ("" if error is None else f" ± {error:{form}}"), value, error, bold)
 
 
 def passes_text(passes: float) -> str:
@@ -73,17 +86,9 @@ def passes_text(passes: float) -> str:
     return f"{passes:.0f}" if isclose(passes, round(passes)) else f"{passes:.1f}"
 
 
-def _best(found: Sequence[Point], key: str) -> list[Point]:
-    """The best of each sparsity, and those that noise does not tell from it; nobody is best alone or unpruned."""
-    winners = []
-    for sparsity in dict.fromkeys(point.sparsity for point in found):
-        field = [(point, point.measured(key)) for point in found if point.sparsity == sparsity]
-        running = [(p, m) for p, m in field if m is not None and isfinite(m.value) and not p.is_unpruned]
-        if len(running) > 1:
-            sign = 1 if lower_is_better(key) else -1
-            top = min((m for _, m in running), key=lambda m: sign * m.value)
-            winners += [p for p, m in running if abs(m.value - top.value) <= hypot(m.noise or 0, top.noise or 0)]
-    return winners
+def _group(point: Point, missed: bool) -> str:
+    """The heading of the points that compete with this one."""
+    return "" if point.is_unpruned else f"Total sparsity {100 * point.sparsity:g} %" + " requested" * missed
 
 
 def _pruned(point: Point) -> list[Cell]:
@@ -123,22 +128,36 @@ def _number(value: float, form: str) -> Cell:
     return Cell(form.format(value), value)
 
 
-def _notes(reports: Sequence[RunReport], found: Sequence[Point], several: bool, best: bool) -> list[str]:
-    notes = []
-    if several:
-        notes.append(
+def _notes(
+    reports: Sequence[RunReport], found: Sequence[Point], figures: Mapping[str, str], held: Sequence[Contest]
+) -> Iterator[str]:
+    if any(len(point.reports) > 1 for point in found):
+        yield (
             "±: of several seeds, the standard error over them, which is that of the calibration text alone; of one "
             "seed, the benchmark's own, over its items."
         )
-    if best:
-        notes.append(
-            "Bold, among rows of one sparsity: the best, and all within one standard error of the difference from it "
-            "(over items and seeds)."
+    levels = {task: level for key, task in figures.items() if (level := chance(reports[0], key)) is not None}
+    if levels:
+        named = (
+            f"{', '.join(task for task, of_task in levels.items() if of_task == level)} {100 * level:g} %"
+            for level in dict.fromkeys(levels.values())
         )
+        yield f"Chance level: {'; '.join(named)}." + " What is not a standard error above it is not bold." * bool(held)
+    if any(contest.bold for contest in held):
+        yield _what_is_bold(held)
     if not all(point.is_baseline for point in found):
-        notes.append(CHARGED)
+        yield CHARGED
     if any(point.is_baseline for point in found):
         measured = [report["baseline"]["metrics"] for report in reports if report.get("baseline")]
         first = "" if measured.count(measured[0]) == len(measured) else "; not all runs have the same figures for it"
-        notes.append(f"The row unpruned is the model as it was, measured beside the first run{first}.")
-    return notes
+        yield f"The row unpruned is the model as it was, measured beside the first run{first}."
+
+
+def _what_is_bold(held: Sequence[Contest]) -> str:
+    told = ["the best"]
+    if any(contest.near for contest in held):
+        told.append(f"what its paired test on the same items does not tell from it (p at least {LEVEL})")
+    if any(contest.close for contest in held):
+        untested = ", where there is no test," if len(told) > 1 else ""
+        told.append(f"what{untested} lies within one standard error of the difference from it (over items and seeds)")
+    return f"Bold, among rows of one sparsity: {' and '.join(told)}."

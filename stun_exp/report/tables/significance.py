@@ -6,21 +6,16 @@ from itertools import combinations
 from math import nan
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.points import Measured, Point, points
 from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.samples import SAMPLES, Items, check_same_items, read_samples
+from stun_exp.report.tables.contests import LEVEL, PValues
 from stun_exp.report.tables.paired import holm, paired_p
 from stun_exp.report.tables.results import column_names, figure_cell
 from stun_exp.report.tables.table import Cell, ResultsTable
 
-if TYPE_CHECKING:
-    pass
-
-LEVEL = 0.05
-"""Below it a difference is significant."""
 SMALLEST = 0.001
 """Below it a p-value is shown as such."""
 
@@ -35,46 +30,77 @@ class PointPair:
     """Of the runs among all reports."""
 
 
-def significance_table(reports: Sequence[RunReport], folders: Sequence[Path | None]) -> ResultsTable | None:
-    """A row for each two points of one sparsity that differ in one thing, method or setting; None if there are none.
+@dataclass(frozen=True)
+class PairedTests:
+    """The paired tests of runs that may stand in one table."""
 
-    For each benchmark the difference of the figures, over the seeds that both have, and its p-value: of the exact
-    McNemar test where items are right or wrong, else of the Wilcoxon signed-rank test, two-sided, corrected by Holm
-    over the pairs of the table. With several seeds an item's value is its mean over them, so the test speaks of items
-    and not of calibration texts. Bold: p below 0.05.
+    reports: Sequence[RunReport]
+    figures: Mapping[str, str]
+    """Each headline metric -> its benchmark."""
+    pairs: tuple[PointPair, ...]
+    tests: Mapping[str, Sequence[float]]
+    """Of each metric the p-value of each pair, corrected by Holm over the pairs; NaN where there is none."""
+    lacking: tuple[str, ...]
+    """Why pairs have none."""
+
+    @property
+    def p_values(self) -> PValues:
+        """The tests that could be made."""
+        pairs = [frozenset((pair.a.places, pair.b.places)) for pair in self.pairs]
+        made = ((key, pair, p) for key, of_key in self.tests.items() for pair, p in zip(pairs, of_key, strict=True))
+        return {(key, pair): p for key, pair, p in made if p == p}
+
+
+def paired_tests(reports: Sequence[RunReport], folders: Sequence[Path | None]) -> PairedTests:
+    """For each benchmark the p-values of each two points of one sparsity that differ in one thing, method or setting.
+
+    Of the exact McNemar test where items are right or wrong, else of the Wilcoxon signed-rank test, two-sided,
+    corrected by Holm over the pairs. With several seeds an item's value is its mean over those that both points have,
+    so the test speaks of items and not of calibration texts.
 
     Args:
         reports: Of runs that may stand in one table.
-        folders: Each run's own, with its samples.jsonl; without it, or if it is damaged, a pair has no p-value, and a
-            note says so.
+        folders: Each run's own, with its samples.jsonl; without it, or if it is damaged, a pair has no p-value.
 
     Raises:
         ValueError: Two runs answered different items.
     """
-    pairs = list(_pairs(points(reports)))
+    pairs = tuple(_pairs(points(reports)))
     figures = headlines(reports)
-    if not pairs or not figures:
-        return None
-    needed = sorted({place for pair in pairs for both in pair.places for place in both})
+    needed = sorted({place for pair in pairs for both in pair.places for place in both}) if figures else []
     samples, damaged = _samples(needed, folders, figures)
     tests = {key: holm(_p_values(key, pairs, samples, folders)) for key in figures}
+    lacking = [f"No p-value for want of whole items: {what}." for what in damaged.values()]
+    absent = [place for place in needed if place not in samples and place not in damaged]
+    if without := [str(folders[place] or reports[place]["name"]) for place in absent]:
+        lacking.append(f"No p-value for want of {SAMPLES}: {', '.join(without)}.")
+    return PairedTests(reports, figures, pairs, tests, tuple(lacking))
+
+
+def significance_table(tested: PairedTests) -> ResultsTable | None:
+    """A row for each pair: for each benchmark the difference of the figures, over the seeds that both have, and p.
+
+    Bold: p below 0.05. None if there are no pairs, or no benchmarks.
+    """
+    if not tested.pairs or not tested.figures:
+        return None
     rows = [
         [*map(Cell, _labels(pair)), Cell(f"{100 * pair.a.sparsity:g} %", 100 * pair.a.sparsity)]
-        + [cell for key in figures for cell in (_difference(key, pair, reports), _p_cell(tests[key][number]))]
-        for number, pair in enumerate(pairs)
+        + [
+            cell
+            for key, p_values in tested.tests.items()
+            for cell in (_difference(key, pair, tested.reports), _p_cell(p_values[number]))
+        ]
+        for number, pair in enumerate(tested.pairs)
     ]
-    notes = [
+    note = (
         "Figures are A minus B. p: exact McNemar test where items are right or wrong, else Wilcoxon signed-rank test, "
         "two-sided, on the same items; for each benchmark corrected by Holm over the pairs of this table. Bold: below "
         f"{LEVEL}. Over several seeds an item counts by its mean."
-    ]
-    notes += [f"No p-value for want of whole items: {what}." for what in damaged.values()]
-    absent = [place for place in needed if place not in samples and place not in damaged]
-    if lacking := [str(folders[place] or reports[place]["name"]) for place in absent]:
-        notes.append(f"No p-value for want of {SAMPLES}: {', '.join(lacking)}.")
-    named = zip(column_names(figures), figures.values(), strict=True)
+    )
+    named = zip(column_names(tested.figures), tested.figures.values(), strict=True)
     headings = [heading for column, task in named for heading in (column, f"p ({task})")]
-    return ResultsTable(["A", "B", "sparsity", *headings], rows, tuple(notes))
+    return ResultsTable(["A", "B", "sparsity", *headings], rows, (note, *tested.lacking), keys=frozenset(["sparsity"]))
 
 
 def _pairs(found: Sequence[Point]) -> Iterator[PointPair]:

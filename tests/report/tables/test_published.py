@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stun_exp.report.tables.published import published_table, with_verdict
+from stun_exp.report.tables.published import published_table, verdict_text, with_verdict
 from stun_exp.report.tables.published_rows import published_rows
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -18,7 +18,10 @@ Ours = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def ours(make_report: Callable[..., dict[str, Any]]) -> Ours:
-    """(method, metrics: task -> accuracy) -> a run of Mixtral-8x7B-Instruct at 65 %, as in STUN's Table 2."""
+    """(method, metrics: task -> accuracy) -> a run of Mixtral-8x7B-Instruct at 65 %, as in STUN's Table 2.
+
+    Of the size that the model's card says, and with the card's share of experts, unless others are given.
+    """
 
     def make(
         method: str = "stun_owl", model: str = "mixtral_8x7b_instruct", shots: int = 0, **rest: Any
@@ -26,6 +29,7 @@ def ours(make_report: Callable[..., dict[str, Any]]) -> Ours:
         metrics = rest.pop("metrics", {"hellaswag/acc,none": 0.5405, "mmlu/acc,none": 0.61, "gsm8k/other": 0.5})
         stderr = rest.pop("stderr", 0.004)
         choices = {"model": model, "method": method, "calibration": "c4"} | rest.pop("choices", {})
+        shipped = yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())
         report = make_report(
             method,
             sparsity=rest.pop("sparsity", 0.65),
@@ -37,6 +41,11 @@ def ours(make_report: Callable[..., dict[str, Any]]) -> Ours:
         )
         report["choices"] |= {"recovery": choices.get("recovery", "none"), "skipping": "none"}
         report["settings"]["skipping"] = {"_target_": "none"}
+        report["settings"]["model"] |= {key: shipped[key] for key in ("parameters", "expert_ratio", "dimensions")}
+        report["settings"]["expert_pruner"]["ratio"] = shipped["expert_ratio"]
+        report["model"]["params_before"] = shipped["parameters"]
+        if model.startswith("mixtral"):
+            report["experts"] |= {"before": [8] * shipped["dimensions"]["num_hidden_layers"]}
         report["metrics"] = {
             key: {"value": value, "stderr": stderr, "num_samples": 9, "num_fewshot": shots, "task_version": "1"}
             for key, value in metrics.items()
@@ -47,9 +56,13 @@ def ours(make_report: Callable[..., dict[str, Any]]) -> Ours:
 
 
 def lines(*reports: dict[str, Any]) -> list[list[str]]:
-    """Of each row: method and benchmark as published, theirs, ours, difference, error, verdict."""
+    """Of each row: method and benchmark as published, theirs, ours, difference, error, verdict with the reason."""
     table = published_table(reports)
-    return [] if table is None else [[row[3], *row[5:7], *row[8:]] for row in table.rows]
+    if table is None:
+        return []
+    assert [table.columns[i] for i in (0, 4, 7, 8, 12)] == ["verdict", "method", "benchmark", "published", "reason"]
+    verdicts = [row[0] if row[12] == "-" else f"{row[0]}: {row[12]}" for row in table.rows]
+    return [[row[4], *row[7:12], verdict] for row, verdict in zip(table.rows, verdicts, strict=True)]
 
 
 def test_the_file_says_where_each_figure_is_from_and_what_it_is_about() -> None:
@@ -59,7 +72,7 @@ def test_the_file_says_where_each_figure_is_from_and_what_it_is_about() -> None:
     for row in published_rows():
         assert float(row["value"]) >= 0
         assert row["source"]
-        assert row["status"] in ("primary", "unverified")
+        assert row["status"] in ("primary", "unverified", "contradictory")
         assert row["pack"] in packs | {""}, row
         assert row["model_card"] in cards | {""}, row
         assert row["our_method"] in methods | {""}, row
@@ -100,14 +113,21 @@ def test_printed_is_what_was_compared_and_how_much_was_not(ours: Ours) -> None:
     table = published_table([ours(metrics={"hellaswag/acc,none": 0.549, "mmlu/acc,none": 0.595})])
     assert table is not None
     printed = with_verdict(table)
-    assert {row[-1].text for row in printed.cells} == {"better", "worse"}
+    assert {row[0].text for row in printed.cells} == {"better", "worse"}
     others = len(table.cells) - len(printed.cells)
     assert others > 0
-    assert printed.notes[-1].startswith(f"Published figures that cannot be compared with ours: {others};")
+    assert printed.notes[-1] == verdict_text(table)
+    assert verdict_text(table) == (
+        f"Of {2 + others} published figures: ours better 1, ours worse 1, not comparable {others}."
+    )
     toy = ours(choices={"experiment": "toy/stun_table2"}, source="bundled:toy_moe", model="toy_moe")
     table = published_table([toy])
     assert table is not None
-    assert (with_verdict(table).cells, len(with_verdict(table).notes)) == ([], 1)
+    assert with_verdict(table).cells == []
+    assert with_verdict(table).notes == (
+        f"No verdict: of {len(table.cells)} published figures none can be compared with ours: a toy version, another "
+        "model.",
+    )
 
 
 def test_what_was_not_verified_or_not_stated_is_told(ours: Ours) -> None:
@@ -142,6 +162,47 @@ def test_a_sparsity_that_was_missed_is_told(ours: Ours) -> None:
     assert {row[-1] for row in lines(report) if row[1] == "MMLU"} == {"not comparable: total sparsity 60.0 %"}
 
 
+def test_a_name_is_no_model(ours: Ours) -> None:
+    """Two layers of 8 experts under the name of a model with 46.7 billion parameters; or its size, and other sizes."""
+    report = ours(metrics={"mmlu/acc,none": 0.6039})
+    (row,) = [row for row in lines(report) if row[1] == "MMLU"]
+    assert row[-1] == "agrees within noise"
+    report["model"]["params_before"], report["experts"]["before"] = 1_000_000, [8, 8]
+    assert [row[-1] for row in lines(report) if row[1] == "MMLU"] == [
+        "not comparable: the model has 1,000,000 parameters and not the 46,702,792,704 of mixtral_8x7b_instruct"
+    ]
+    report["experts"]["before"] = [4, 4]
+    (row,) = [row for row in lines(report) if row[1] == "MMLU"]
+    assert row[-1].endswith("; 2 layers of 4 experts and not the 32 of 8 of mixtral_8x7b_instruct")
+
+
+def test_other_dimensions_or_another_share_of_experts_get_no_verdict(ours: Ours) -> None:
+    """Table 2 does not say the share, so it is the card's that has to go. A report of an older version has no sizes."""
+    report = ours(metrics={"mmlu/acc,none": 0.6039})
+    report["settings"]["model"]["dimensions"]["hidden_size"] = 64
+    report["settings"]["expert_pruner"]["ratio"] = 0.5
+    assert [row[-1] for row in lines(report) if row[1] == "MMLU"] == [
+        "not comparable: model.dimensions are not those of mixtral_8x7b_instruct; expert_pruner.ratio=0.5 and not the "
+        "0.125 of mixtral_8x7b_instruct"
+    ]
+    old = ours(metrics={"mmlu/acc,none": 0.6039})
+    del old["settings"]["model"]
+    assert [row[-1] for row in lines(old) if row[1] == "MMLU"] == ["agrees within noise"]
+
+
+def test_contradictory_sources_give_no_verdict(ours: Ours) -> None:
+    """One note gives 1.29 on GSM8K to OWL, another to LLM-Pruner: as near as ours may come, it says nothing."""
+    found = lines(ours("owl", metrics={"gsm8k/exact_match,strict-match": 0.0129}))
+    (row,) = [row for row in found if row[:2] == ["OWL", "GSM8K"]]
+    assert row[2:4] == ["1.29 (contradictory)", "1.29"]
+    assert row[-1].startswith("not comparable: sources contradict each other: one note gives 1.29 on GSM8K to OWL, ")
+    contradictory = [row for row in published_rows() if row["status"] == "contradictory"]
+    assert {(row["model_card"], row["our_method"], row["sparsity"]) for row in contradictory} == {
+        ("mixtral_8x7b_instruct", "owl", "0.65")
+    }
+    assert len(contradictory) == 5
+
+
 def test_shots_and_shares_of_experts_are_compared_where_they_are_published(ours: Ours) -> None:
     """Lu's 6 of 8 experts, without shots. A quarter of the experts is not a quarter of all weights: no matter here."""
     settings = {"sparsity": 0.25, "metrics": {"mmlu/acc,none": 0.58}, "calibration.num_sequences": 128}
@@ -149,7 +210,8 @@ def test_shots_and_shares_of_experts_are_compared_where_they_are_published(ours:
     report["sparsity"]["achieved"] = 0.2308
     (found,) = [row for row in lines(report) if row[:2] == ["Lu layer-wise r=6", "MMLU"]]
     assert found[-1] == "not comparable: 20.3 % of the experts removed and not 25 %; 5 shots and not 0"
-    report = ours("lu", "mixtral_8x7b", **settings) | {"experts": {"ratio": 0.25}}
+    report = ours("lu", "mixtral_8x7b", **settings)
+    report["experts"]["ratio"] = 0.25
     (found,) = [row for row in lines(report) if row[:2] == ["Lu layer-wise r=6", "MMLU"]]
     assert found[-1] == "agrees within noise"
 
@@ -158,7 +220,8 @@ def test_a_mean_over_benchmarks_has_the_error_of_a_mean(ours: Ours) -> None:
     """Eight errors of 0.4 points: 0.4 / sqrt 8. One benchmark short, it is no such mean."""
     metrics = {f"{task}/acc,none": 0.6425 + 0.01 * (-1) ** number for number, task in enumerate(LU8)}
     settings = {"sparsity": 0.25, "calibration.num_sequences": 128}
-    report = ours("lu", "mixtral_8x7b", metrics=metrics, **settings) | {"experts": {"ratio": 0.25}}
+    report = ours("lu", "mixtral_8x7b", metrics=metrics, **settings)
+    report["experts"]["ratio"] = 0.25
     (found,) = [row for row in lines(report) if row[:2] == ["Lu layer-wise r=6", "Avg"]]
     assert found[3:] == ["64.25", "+0.03", f"{0.4 / sqrt(8):.2f}", "agrees within noise"]
     report["metrics"].pop("rte/acc,none")
@@ -198,9 +261,9 @@ def test_a_toy_version_is_shown_beside_its_pack_and_compared_with_nothing(ours: 
     toy = {"model": "toy_moe", "source": "bundled:toy_moe", "metrics": {"toy_mmlu/acc,none": 0.2}}
     choices = {"experiment": "toy/stun_table2", "calibration": "toy"}
     found = [row for row in lines(ours(choices=choices, **toy)) if row[1] == "MMLU"]
-    assert {(row[2], row[3], row[-1]) for row in found} == {
-        ("59.24 (unverified)", "20.00", "not comparable: a toy version, another model"),
-        ("60.39 (unverified)", "20.00", "not comparable: a toy version, another model"),
+    assert {(*row[2:5], row[-1]) for row in found} == {
+        ("59.24 (unverified)", "20.00", "-", "not comparable: a toy version, another model"),
+        ("60.39 (unverified)", "20.00", "-", "not comparable: a toy version, another model"),
     }
     assert lines(ours(choices={"calibration": "toy"}, **toy)) == []
     assert lines(ours(model="olmoe_1b_7b", choices={"experiment": "stun_table2"})) == []
@@ -211,7 +274,7 @@ def test_what_a_pack_lacks_is_told(ours: Ours) -> None:
         [ours("owl", choices={"experiment": "stun_table2"}), ours(sparsity=0.4, choices={"experiment": "stun_table2"})]
     )
     assert table is not None
-    assert {row[3] for row in table.rows} == {"OWL"}
+    assert {row[4] for row in table.rows} == {"OWL"}
     assert table.notes[-1] == (
         "Of the same packs, but without a run of ours: Table 2, Mixtral-8x7B-Instruct, STUN (w/ OWL), 65 %."
     )

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from report_fixtures import stage
 
+from stun_exp.report.data.points import points
 from stun_exp.report.tables.results import CHARGED, results_table
 from stun_exp.report.tables.table import Cell, ResultsTable
+from stun_exp.report.tables.view import view
 
 Make = Callable[..., dict[str, Any]]
 COST = ["calibration passes", "selection (s)", "peak GiB", "total (s)"]
@@ -90,6 +92,63 @@ def test_best_is_bold_with_all_that_noise_does_not_tell_from_it(make_report: Mak
         [make_report("best", 0.8), make_report("near", 0.765), make_report("far", 0.764), make_report("low", 0.1)]
     )
     assert bold(table, "arc (acc)") == ["best", "near"]
+
+
+def test_paired_tests_decide_what_is_bold_where_there_are_any(make_report: Make) -> None:
+    """20 points behind and not significant; 1 behind and significant; without a test its standard error decides."""
+    figures = {"best": 0.8, "luck": 0.6, "worse": 0.79, "near": 0.79, "far": 0.6}
+    reports = [make_report(name, value) for name, value in figures.items()]
+    places = {point.name: point.places for point in points(reports)}
+    p = {
+        ("arc/acc,none", frozenset((places["best"], places[name]))): p for name, p in (("luck", 0.05), ("worse", 0.04))
+    }
+    table = results_table(reports, p)
+    assert bold(table, "arc (acc)") == ["best", "luck", "near"]
+    assert table.notes[0] == (
+        "Bold, among rows of one sparsity: the best and what its paired test on the same items does not tell from it "
+        "(p at least 0.05) and what, where there is no test, lies within one standard error of the difference from it "
+        "(over items and seeds)."
+    )
+
+
+def test_nothing_at_chance_is_bold(make_report: Make) -> None:
+    """28 is a standard error above 25 and more, 27 is not: it is no better than guessing, though near the best."""
+    reports = [make_report(name, value) for name, value in (("a", 0.28), ("b", 0.27), ("c", 0.2))]
+    for report in reports:
+        report["settings"]["eval"]["benchmarks"]["arc"]["task"] = "toy_arc"
+        report["metrics"]["toy_arc/acc,none"] = report["metrics"].pop("arc/acc,none")
+    table = results_table(reports)
+    assert bold(table, "toy_arc (acc)") == ["a"]
+    assert table.notes[0] == "Chance level: toy_arc 25 %. What is not a standard error above it is not bold."
+    assert bold(results_table(reports[1:]), "toy_arc (acc)") == []
+
+
+def test_nobody_is_best_with_none_right(make_report: Make) -> None:
+    """A benchmark without choices has no chance level, and 0 % is no win all the same."""
+    table = results_table([make_report("a", 0.0, stderr=0.0), make_report("b", 0.0, stderr=0.0)])
+    assert bold(table, "arc (acc)") == []
+
+
+def test_a_perplexity_that_exploded_is_shown_by_its_order_of_magnitude(make_report: Make) -> None:
+    values = (9999.0, 10_000.4, 123_456_789.0)
+    table = results_table([make_report(str(value), 0.5, value) for value in values])
+    assert [row[4] for row in table.rows] == ["9999.000", "1.0e+04", "1.2e+08"]
+    assert table.cells[2][4].value == 123_456_789.0
+
+
+def test_a_page_groups_rows_by_sparsity_and_folds_their_costs(make_report: Make) -> None:
+    """Where the counted sparsity is not the requested one, its column stays in sight."""
+    reports = [make_report(name, sparsity=s, baseline=0.9) for name, s in (("a", 0.4), ("b", 0.4), ("a", 0.65))]
+    shown = view(results_table(reports))
+    assert [heading for heading, _ in shown.main.groups] == ["", "Total sparsity 40 %", "Total sparsity 65 %"]
+    assert shown.shared == "In all rows but unpruned: experts removed 20.3 %."
+    assert shown.main.columns == ("method", "arc (acc)")
+    assert shown.folded is not None
+    assert shown.folded.columns == ("method", *COST)
+    reports[0]["sparsity"]["achieved"] = 0.38
+    shown = view(results_table(reports))
+    assert shown.main.columns == ("method", "total sparsity", "arc (acc)")
+    assert shown.main.groups[1][0] == "Total sparsity 40 % requested"
 
 
 def test_points_compete_with_those_of_their_own_sparsity(make_report: Make) -> None:

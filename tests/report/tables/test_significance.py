@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from stun_exp.report.data.samples import read_samples
-from stun_exp.report.tables.significance import significance_table
+from stun_exp.report.tables.significance import paired_tests, significance_table
+from stun_exp.report.tables.table import ResultsTable
 
 Make = Callable[..., dict[str, Any]]
 
@@ -24,10 +25,14 @@ def write(folder: Path, values: Sequence[float], metric: str = "acc,none", promp
     return folder
 
 
+def table_of(reports: Sequence[dict[str, Any]], folders: Sequence[Path | None]) -> ResultsTable | None:
+    return significance_table(paired_tests(reports, folders))
+
+
 def test_a_pair_by_hand(make_report: Make, tmp_path: Path) -> None:
     """Ten items, all lost by b: p = 2 / 2^10. What both get right or wrong says nothing."""
     a, b = write(tmp_path / "a", [1.0] * 10 + [1, 0]), write(tmp_path / "b", [0.0] * 10 + [1, 0])
-    table = significance_table([make_report("a", 11 / 12), make_report("b", 1 / 12)], [a, b])
+    table = table_of([make_report("a", 11 / 12), make_report("b", 1 / 12)], [a, b])
     assert table is not None
     assert table.columns == ["A", "B", "sparsity", "arc (acc)", "p (arc)"]
     assert table.rows == [["a", "b", "40 %", "+83.3", "0.002"]]
@@ -35,11 +40,18 @@ def test_a_pair_by_hand(make_report: Make, tmp_path: Path) -> None:
     assert table.cells[0][4].bold
 
 
+def test_p_values_are_those_of_the_tests_that_could_be_made(make_report: Make, tmp_path: Path) -> None:
+    """Ten items, all lost by b; c left no samples."""
+    folders = [write(tmp_path / "a", [1.0] * 10), write(tmp_path / "b", [0.0] * 10), None]
+    found = paired_tests([make_report(name) for name in "abc"], folders).p_values
+    assert found == pytest.approx({("arc/acc,none", frozenset(((0,), (1,)))): 2 / 2**10})
+
+
 def test_three_pairs_are_corrected_together(make_report: Make, tmp_path: Path) -> None:
     """0.25 each, of three items that one has and the other has not; three times that, and no more than 1, with Holm."""
     values = {"a": [1, 1, 1, 0, 0, 0], "b": [0, 0, 0, 0, 0, 0], "c": [1, 1, 1, 1, 1, 1]}
     folders = [write(tmp_path / name, one) for name, one in values.items()]
-    table = significance_table([make_report(name, sum(one) / 6) for name, one in values.items()], folders)
+    table = table_of([make_report(name, sum(one) / 6) for name, one in values.items()], folders)
     assert table is not None
     # a-b 0.25, a-c 0.25, b-c 2 / 2^6: three times the smallest, then twice 0.25
     assert [row[4].value for row in table.cells] == pytest.approx([0.5, 0.5, 3 * 2 / 64])
@@ -54,7 +66,7 @@ def test_pairs_are_of_one_sparsity_and_differ_in_one_thing(make_report: Make) ->
         make_report("OWL", expert_pruner={"_target_": "none"}, baseline=0.9),
         make_report("REAP", expert_pruner={"_target_": "reap", "ratio": 0.3}),
     ]
-    table = significance_table(reports, [None] * 5)
+    table = table_of(reports, [None] * 5)
     assert table is not None
     assert [row[:3] for row in table.rows] == [
         ["STUN (lambda2=0.1)", "STUN (lambda2=1.0)", "40 %"],
@@ -62,14 +74,14 @@ def test_pairs_are_of_one_sparsity_and_differ_in_one_thing(make_report: Make) ->
         ["STUN (lambda2=1.0)", "OWL", "40 %"],
         ["OWL", "REAP", "40 %"],
     ]
-    assert significance_table(reports[:1], [None]) is None
+    assert table_of(reports[:1], [None]) is None
 
 
 def test_points_that_differ_by_their_experts_alone_are_told_apart(make_report: Make) -> None:
     reports = [make_report("STUN", **{"expert_pruner.ratio": ratio}) for ratio in (0.1, 0.3)]
     for report, share in zip(reports, (0.1, 0.3), strict=True):
         report["experts"]["ratio"] = share
-    table = significance_table(reports, [None, None])
+    table = table_of(reports, [None, None])
     assert table is not None
     assert table.rows[0][:2] == ["STUN, 10.0 % of the experts gone", "STUN, 30.0 % of the experts gone"]
 
@@ -86,7 +98,7 @@ def test_over_seeds_an_item_counts_by_its_mean(make_report: Make, tmp_path: Path
     ):
         reports.append(make_report(name, sum(values) / 8, seed=seed))
         folders.append(write(tmp_path / f"{name}{seed}", values))
-    table = significance_table(reports, folders)
+    table = table_of(reports, folders)
     assert table is not None
     assert table.rows[0][3] == "+50.0"
     p = table.cells[0][4].value
@@ -96,11 +108,11 @@ def test_over_seeds_an_item_counts_by_its_mean(make_report: Make, tmp_path: Path
 
 def test_missing_samples_are_told(make_report: Make, tmp_path: Path) -> None:
     reports = [make_report("a", 0.5), make_report("b", 0.25)]
-    table = significance_table(reports, [write(tmp_path / "a", [1, 0]), tmp_path])
+    table = table_of(reports, [write(tmp_path / "a", [1, 0]), tmp_path])
     assert table is not None
     assert table.rows == [["a", "b", "40 %", "+25.0", "-"]]
     assert table.notes[-1] == f"No p-value for want of samples.jsonl: {tmp_path}."
-    table = significance_table(reports, [None, None])
+    table = table_of(reports, [None, None])
     assert table is not None
     assert table.notes[-1] == "No p-value for want of samples.jsonl: a, b."
 
@@ -114,10 +126,10 @@ def test_other_items_are_refused_by_name(make_report: Make, tmp_path: Path) -> N
     with pytest.raises(
         ValueError, match=r"arc/acc,none: .*a and .*b did not answer the same items: arc 1, arc 2 differ"
     ):
-        significance_table(reports, [a, b])
+        table_of(reports, [a, b])
     (c / "samples.jsonl").write_text("".join((c / "samples.jsonl").read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ValueError, match="did not answer the same items: arc 2 differ or are in one alone"):
-        significance_table(reports, [a, c])
+        table_of(reports, [a, c])
 
 
 def test_a_group_s_tasks_are_items_of_the_group(tmp_path: Path) -> None:
