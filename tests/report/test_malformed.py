@@ -47,6 +47,9 @@ def full(make_report: Make) -> dict[str, Any]:
     """A report with all that a report may have."""
     report = make_report("mutant", 0.5, 2.0, baseline=0.7)
     report["skipping"] = {"evaluation": 0.1, "calibration": None}
+    layer = {"layer": 0, "reconstruction_error": 0.5}
+    report["expert_stage"] = {"plan_id": "0123", "reconstruction_error": 0.5, "per_layer": [layer]}
+    report["redundancy"] = {"nearest_weight_cosine": 0.9}
     report["provenance"] |= {"code": {"a.b": "0123456789abcdef"}, "threads": 2, "processor": "cpu"}
     return report
 

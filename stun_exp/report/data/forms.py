@@ -134,6 +134,24 @@ class DiagnosticsForm(OpenForm):
     kurtosis: KurtosesForm
 
 
+class StageLayerForm(OpenForm):
+    layer: Annotated[int, Field(ge=0, le=10**9)]
+    reconstruction_error: NotRequired[Number | None]
+
+
+class ExpertStageForm(OpenForm):
+    """What the expert stage did; reports of older versions lack it."""
+
+    plan_id: NotRequired[Scalar]
+    per_layer: NotRequired[list[StageLayerForm] | None]
+
+
+class RedundancyForm(OpenForm):
+    """How much alike the experts were; reports of older versions lack it."""
+
+    nearest_weight_cosine: NotRequired[Number | None]
+
+
 class SkippingForm(OpenForm):
     evaluation: NotRequired[Share | None]
 
@@ -177,6 +195,8 @@ class ReportForm(OpenForm):
     experts: ExpertCountsForm
     sparsity: SparsityForm
     diagnostics: DiagnosticsForm
+    expert_stage: NotRequired[ExpertStageForm | None]
+    redundancy: NotRequired[RedundancyForm | None]
     skipping: NotRequired[SkippingForm | None]
     metrics: dict[str, MetricForm]
     baseline: NotRequired[MeasurementForm | None]
