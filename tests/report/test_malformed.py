@@ -51,9 +51,10 @@ def full(make_report: Make) -> dict[str, Any]:
     """A report with all that a report may have."""
     report = make_report("mutant", 0.5, 2.0, baseline=0.7)
     report["skipping"] = {"evaluation": 0.1, "calibration": None}
-    layer = {"layer": 0, "num_experts": 4, "kept": 2, "cluster_sizes": [3, 1]}
+    layer = {"layer": 0, "num_experts": 4, "kept": 2, "cluster_sizes": [3, 1], "reconstruction_error": 0.5}
     report["expert_stage"] = {"plan_id": "0123abcd", "num_clusters": 2, "largest_cluster": 3, "per_layer": [layer]}
     report["expert_stage"] |= {"reconstruction_error": 0.5, "gate_mass_moved": 0.25}
+    report["redundancy"] = {"nearest_weight_cosine": 0.9}
     report["provenance"] |= {"code": {"a.b": "0123456789abcdef"}, "threads": 2, "processor": "cpu"}
     report["provenance"] |= {"git_commit": "0123", "device": "cpu"}
     report["settings"]["model"] |= {"parameters": 3_851_392, "expert_ratio": 0.2, "dimensions": {"hidden_size": 8}}

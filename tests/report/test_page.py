@@ -200,7 +200,7 @@ def figures() -> list[Figure]:
     names = Axis("", ticks={0.0: "one", 1.0: "two"})
     with drawing.style():
         drawn = {
-            "lines": charts.lines("Lines <of> & more", few, Axis("x"), Axis("y"), Reference("unpruned", 2.0)),
+            "lines": charts.lines("Lines <of> & more", few, Axis("x"), Axis("y"), [Reference("unpruned", 2.0)]),
             "panels": charts.lines("Panels", many, Axis("x"), Axis("y")),
             "heat": charts.heat("Heat", [[1.0, 2.0], [None, 3.0]], names, names, "acc", 1),
         }

@@ -116,11 +116,15 @@ class ExpertCountsForm(OpenForm):
 
 
 class LayerStageForm(OpenForm):
+    layer: Annotated[int, Field(ge=0, le=10**9)]
     kept: Count
     num_experts: Count
+    reconstruction_error: NotRequired[Number | None]
 
 
 class ExpertStageForm(OpenForm):
+    """What the expert stage did; reports of older versions lack it."""
+
     plan_id: str
     num_clusters: Count
     largest_cluster: Count
@@ -152,6 +156,12 @@ class KurtosesForm(OpenForm):
 
 class DiagnosticsForm(OpenForm):
     kurtosis: KurtosesForm
+
+
+class RedundancyForm(OpenForm):
+    """How much alike the experts were; reports of older versions lack it."""
+
+    nearest_weight_cosine: NotRequired[Number | None]
 
 
 class SkippingForm(OpenForm):
@@ -197,9 +207,10 @@ class ReportForm(OpenForm):
     settings: SettingsForm
     model: ModelForm
     experts: ExpertCountsForm
-    expert_stage: NotRequired[ExpertStageForm | None]
     sparsity: SparsityForm
     diagnostics: DiagnosticsForm
+    expert_stage: NotRequired[ExpertStageForm | None]
+    redundancy: NotRequired[RedundancyForm | None]
     skipping: NotRequired[SkippingForm | None]
     metrics: dict[str, MetricForm]
     baseline: NotRequired[MeasurementForm | None]

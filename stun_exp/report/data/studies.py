@@ -18,7 +18,7 @@ class Study:
 
     model: str
     methods: list[str]
-    """Of all models, in the order of their colors."""
+    """Of all models."""
     points: list[Point]
     unpruned: Point | None
     several_ratios: bool

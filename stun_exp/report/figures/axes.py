@@ -1,10 +1,18 @@
 """The axes of a figure: scales, ticks and what they are compared with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stun_exp.report.figures.labels import in_lines
 from stun_exp.report.figures.style import INK
+
+MOST_DRAWN = 1e4
+"""Of a perplexity: what is larger is no language model's any more, and is written."""
+NAME_LETTERS = 20
+"""In a line of a name on an axis."""
+HEADROOM = 0.2
+"""Between the largest value that is drawn in its place and the ceiling, in parts of the axis."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,8 @@ class Axis:
     """The least number above 0 on a logarithmic axis."""
     most: float = 1.0
     """The largest."""
+    ceiling: float | None = None
+    """Where values beyond it are drawn, with an arrow and the number; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Reference:
 
     name: str
     value: float
+    thin: bool = False
 
 
 def span_a_decade(values: Sequence[float]) -> bool:
@@ -47,14 +58,35 @@ def logarithmic(label: str, values: Sequence[float]) -> Axis:
     return Axis(label, "symlog" if has_zero else "log", least=min(above), most=max(above))
 
 
-def draw_reference(axes: Any, reference: Reference | None) -> None:
-    if reference:
-        across = {"xmin": 0, "xmax": 1, "transform": axes.get_yaxis_transform()}  # as axhline, which asks for limits
-        axes.hlines(reference.value, **across, label=reference.name, color=INK, linestyle="--", linewidth=1, zorder=1.5)
+def below_a_ceiling(label: str, values: Sequence[float], steep: bool) -> Axis:
+    """An axis that values of more than `MOST_DRAWN` do not flatten: they are drawn at its ceiling.
+
+    Args:
+        steep: Whether to be logarithmic where values span a decade.
+    """
+    tame = [value for value in values if value <= MOST_DRAWN] or values
+    low, high = min(tame), max(tame)
+    axis = logarithmic(label, tame) if steep and span_a_decade(tame) else Axis(label)
+    if max(values) <= high:
+        return axis
+    more = high * (high / low) ** HEADROOM if axis.scale == "log" else high + HEADROOM * (high - low or abs(high) or 1)
+    return replace(axis, ceiling=more)
+
+
+def draw_references(axes: Any, references: Sequence[Reference]) -> None:
+    across = {"xmin": 0, "xmax": 1, "transform": axes.get_yaxis_transform()}  # as axhline, which asks for limits
+    for reference in references:
+        axes.hlines(reference.value, **across, **dashes(reference))
+
+
+def dashes(reference: Reference) -> dict[str, Any]:
+    """How it is drawn, and what a legend says."""
+    thin = {"linestyle": (0, (2, 3)), "linewidth": 0.8} if reference.thin else {"linestyle": "--", "linewidth": 1}
+    return {"label": reference.name, "color": INK, "zorder": 1.5} | thin
 
 
 def set_scales(axes: Any, x: Axis, y: Axis) -> None:
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     for letter, axis, drawn in (("x", x, axes.xaxis), ("y", y, axes.yaxis)):
         if axis.scale == "names":
@@ -66,7 +98,11 @@ def set_scales(axes: Any, x: Axis, y: Axis) -> None:
             drawn.set_major_formatter("{x:g}")
             drawn.set_minor_locator(NullLocator())
         if axis.ticks:
-            drawn.set_ticks(list(axis.ticks), labels=list(axis.ticks.values()))
+            labels = [in_lines(text, NAME_LETTERS) if axis.scale == "names" else text for text in axis.ticks.values()]
+            drawn.set_ticks(list(axis.ticks), labels=labels)
+        if axis.ceiling is not None:  # where a tick would say what a point at the ceiling is not
+            low, _ = sorted(drawn.get_view_interval())
+            drawn.set_major_locator(FixedLocator([t for t in drawn.get_majorticklocs() if low <= t < axis.ceiling]))
         drawn.set_label_text(axis.label)
 
 

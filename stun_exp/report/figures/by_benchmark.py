@@ -14,15 +14,24 @@ from stun_exp.report.data.studies import (
 from stun_exp.report.figures import charts
 from stun_exp.report.figures.axes import Axis
 from stun_exp.report.figures.by_setting import ablated
-from stun_exp.report.figures.spec import FigureSpec, Quality, about_quality, drawn_lines, left_out, line_figure
+from stun_exp.report.figures.measures import Quality, axis_of, references
+from stun_exp.report.figures.spec import (
+    FigureSpec,
+    about_quality,
+    drawn_lines,
+    left_out,
+    line_figure,
+    percent_gone,
+    sparsity_axis,
+)
 
 
 def by_sparsity(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     """Where a method was run at several sparsities."""
     groups = together(study.points, SPARSITY)
     if any(len(group.points) > 1 for group in groups):
-        spots = {g.name: [(_percent_gone(point), quality.of(point)) for point in g.points] for g in groups}
-        yield from line_figure(study, quality, "total sparsity", Axis("total sparsity (%)"), spots, [])
+        spots = {g.name: [(percent_gone(point), quality.of(point)) for point in g.points] for g in groups}
+        yield from line_figure(study, quality, "total sparsity", sparsity_axis(study.points), spots, [])
 
 
 def by_share(study: Study, quality: Quality) -> Iterator[FigureSpec]:
@@ -53,12 +62,8 @@ def ranking(study: Study, quality: Quality) -> Iterator[FigureSpec]:
             f"ranking-{quality.task}",
             f"{quality.task} by method",
             ["The best is on top.", *about_quality(study, quality, drawn), *lacking],
-            lambda title: charts.rows(title, drawn, quality.axis(drawn), quality.unpruned(study)),
+            lambda title: charts.rows(title, drawn, axis_of(quality, drawn), references(quality, study)),
         )
-
-
-def _percent_gone(point: Point) -> float:
-    return 100 * float(mean(report["sparsity"]["achieved"] for report in point.reports))
 
 
 def _percent_by_experts(point: Point) -> float:

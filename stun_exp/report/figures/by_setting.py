@@ -17,10 +17,9 @@ from stun_exp.report.data.studies import (
     together,
 )
 from stun_exp.report.figures import charts
-from stun_exp.report.figures.axes import Axis, logarithmic, span_a_decade
-from stun_exp.report.figures.spec import FigureSpec, Quality, left_out, line_figure
-
-MANY_TICKS = 8
+from stun_exp.report.figures.axes import MOST_DRAWN, Axis, logarithmic, span_a_decade
+from stun_exp.report.figures.measures import Quality
+from stun_exp.report.figures.spec import MANY_TICKS, FigureSpec, left_out, line_figure
 
 
 def ablation(study: Study, quality: Quality) -> Iterator[FigureSpec]:
@@ -33,8 +32,11 @@ def ablation(study: Study, quality: Quality) -> Iterator[FigureSpec]:
     said += left_out("with one value only", [group.name for group in groups if group not in many])
     if len(along) == 2:
         values = [value[0] for group in many for point in group.points if (value := quality.of(point))]
+        tame = [value for value in values if value <= MOST_DRAWN] or values
+        if max(values, default=0) > max(tame, default=0):
+            said.append(f"More than {MOST_DRAWN:g} has the color of the largest of the others.")
         for group in many if values else ():
-            yield from _map(quality, group, along, said, (min(values), max(values)))
+            yield from _map(quality, group, along, said, (min(tame), max(tame)))
     else:
         (setting,) = along
         order = _ordered([requested(point, setting) for group in many for point in group.points])

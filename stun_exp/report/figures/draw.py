@@ -3,14 +3,14 @@
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from stun_exp.report.data.metrics import headlines
 from stun_exp.report.data.run_settings import RunReport
 from stun_exp.report.data.studies import Study, studies
 from stun_exp.report.figures import by_benchmark, by_model, by_setting, by_stage
 from stun_exp.report.figures import style as drawing
-from stun_exp.report.figures.spec import FigureSpec, Quality
+from stun_exp.report.figures.measures import Quality, over_benchmarks
+from stun_exp.report.figures.spec import FigureSpec
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ def draw_figures(reports: Sequence[RunReport], folder: str) -> list[Figure]:
 def draw_figures_over_models(reports: Sequence[RunReport], folder: str) -> list[Figure]:
     """The figures that have all models in them; arguments and errors as for those of one."""
     found = [study for study in studies(reports) if study.points]
-    of_each = (by_model.by_experts(found, quality) for quality in _qualities(reports))
-    return _drawn(chain.from_iterable(of_each), folder)
+    qualities = _qualities(reports)
+    overall = over_benchmarks(qualities)
+    measures = [overall, *(quality for quality in qualities if quality != overall)] if overall else []
+    beside = [spec for measure in measures for spec in by_model.side_by_side(found, measure)]
+    return _drawn(beside or (spec for quality in qualities for spec in by_model.by_experts(found, quality)), folder)
 
 
 def _qualities(reports: Sequence[RunReport]) -> list[Quality]:
@@ -81,6 +84,7 @@ def _specs(study: Study, qualities: Sequence[Quality]) -> Iterator[FigureSpec]:
             yield from of_a_benchmark(study, quality)
     yield from by_stage.cost(study, qualities)
     yield from by_stage.kept(study)
+    yield from by_stage.error_by_layer(study)
     yield from by_stage.kurtosis(study)
 
 

@@ -257,6 +257,58 @@ def test_cost_is_logarithmic_and_holds_methods_without_a_pass(shown: Any) -> Non
     assert "Left out, with all experts: OWL." in figure.caption
 
 
+def test_runs_with_one_expert_plan_do_not_differ_in_what_it_cost(shown: Any) -> None:
+    """Seconds of the same selection differ by noise: their mean is 2, over all sparsities. Another plan has its own."""
+    runs = [
+        report("STUN (OWL)", 0.4, 0.5, seconds=1.0),
+        report("STUN (OWL)", 0.65, 0.4, seconds=2.0),
+        report("STUN (Wanda)", 0.4, 0.6, seconds=3.0),
+        report("REAP", 0.4, 0.7, seconds=7.0, score="reap"),
+    ]
+    figure, drawn = shown([*runs, report("other", 0.4, 0.3, seconds=9.0, after=(2, 4))])["cost"]
+    x = {name: found[0][0] for name, found in points(drawn.axes[0]).items()}
+    assert x == {"STUN (OWL)": 2, "STUN (Wanda)": 2, "REAP": 7, "other": 9}
+    assert "Runs with one expert plan have the mean of their seconds." in figure.caption
+
+
+def test_plans_of_one_size_that_keep_other_experts_have_a_cost_each(shown: Any) -> None:
+    runs = [report(name, 0.4, a, seconds=s) for name, a, s in (("A", 0.5, 1.0), ("B", 0.6, 3.0))]
+    for run, plan in zip(runs, ("one", "other"), strict=True):
+        run["expert_stage"] = {"plan_id": plan}
+    figure, drawn = shown(runs)["cost"]
+    assert points(drawn.axes[0]) == {"A": [[1, 50]], "B": [[3, 60]]}
+    assert "one expert plan" not in figure.caption
+
+
+def staged(run: dict[str, Any], *errors: float | None) -> dict[str, Any]:
+    run["expert_stage"] = {
+        "per_layer": [{"layer": n, "reconstruction_error": e} for n, e in enumerate(errors, start=1)]
+    }
+    return run
+
+
+def test_the_error_of_the_expert_stage_is_a_line_over_the_layers(shown: Any) -> None:
+    """Means of the seeds; a method that keeps all experts, or whose report is older, is named."""
+    runs = [
+        staged(report("STUN"), 0.1, 0.2),
+        staged(report("STUN", seed=1), 0.3, 0.2),
+        staged(report("REAP"), 0.3, None),
+    ]
+    figure, drawn = shown([*runs, report("older"), staged(report("OWL", after=(4, 4)), 0.0, 0.0)])["expert-stage-error"]
+    assert points(drawn.axes[0]) == {"STUN": [[1, 0.2], [2, 0.2]], "REAP": [[1, 0.3]]}
+    assert "Left out, with all experts: OWL." in figure.caption
+    assert "Left out, without a finite value: REAP (1 of 2), older." in figure.caption
+
+
+def test_reports_without_the_error_of_the_expert_stage_have_no_figure_of_it(shown: Any) -> None:
+    bare = [
+        report("STUN"),
+        report("REAP") | {"expert_stage": None},
+        report("EAN") | {"expert_stage": {"per_layer": None}},
+    ]
+    assert "expert-stage-error" not in shown(bare)
+
+
 @pytest.mark.parametrize(
     ("values", "ticks"),
     [
@@ -298,6 +350,69 @@ def test_a_perplexity_that_explodes_has_a_logarithmic_axis(shown: Any) -> None:
     assert found["total-sparsity-arc"][1].axes[0].get_yscale() == "linear"
 
 
+def test_one_exploding_perplexity_does_not_flatten_the_others(shown: Any) -> None:
+    """It is over 1e4, drawn at the edge with its number; in a map it has the color of the largest of the others."""
+    values = {0.2: 2.0, 0.4: 3.0, 0.65: 3e5}
+    figure, drawn = shown([report("STUN", s, perplexity=p) for s, p in values.items()])["total-sparsity-text"]
+    assert drawn.axes[0].get_ylim()[1] < 5
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["↑ 3.0e5"]
+    assert "Lower is better. Arrows: beyond the axis, more than 10000." in figure.caption
+    runs = [report(kappa=k, lamda=m, perplexity=9e9 if k + m > 1 else 2.0 + k) for k in (0, 1) for m in (0, 1)]
+    figure, drawn = next(one for name, one in shown(runs).items() if name.startswith("kappa-lamda-text"))
+    assert drawn.axes[0].images[0].get_clim() == (2.0, 3.0)
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["2.000", "3.000", "2.000", "9.0e9"]
+    assert "More than 10000 has the color of the largest of the others." in figure.caption
+
+
+def test_lines_that_coincide_are_named(shown: Any) -> None:
+    """Where both have points; one that has another value anywhere does not."""
+    accuracies = {"OWL": (0.9, 0.5), "Wanda": (0.9, 0.5), "SparseGPT": (0.9, 0.6), "magnitude": (0.2, 0.1)}
+    found = shown(
+        [report(name, s, a) for name, both in accuracies.items() for s, a in zip((0.2, 0.4), both, strict=True)]
+    )
+    assert "OWL and Wanda coincide." in found["total-sparsity-arc"][0].caption
+    assert "SparseGPT" not in found["total-sparsity-arc"][0].caption
+    assert "OWL, Wanda, SparseGPT and magnitude coincide." in found["kurtosis"][0].caption
+
+
+def of_task(run: dict[str, Any], *tasks: str) -> dict[str, Any]:
+    """The run, with its accuracy that of other benchmarks."""
+    run["settings"]["eval"]["benchmarks"] = {
+        task: {"task": task, "metric": "acc,none", "num_fewshot": 0, "include": None} for task in tasks
+    }
+    run["metrics"] = {f"{task}/acc,none": run["metrics"][ARC] for task in tasks}
+    return run
+
+
+def dashed(axes: Any) -> dict[str, float]:
+    return {
+        lines.get_label(): lines.get_segments()[0][0][1] for lines in axes.collections if lines.get_label()[0] != "_"
+    }
+
+
+def test_the_chance_level_is_a_labeled_line(shown: Any) -> None:
+    """Of the benchmarks that have one; a mean has theirs if all of them have one."""
+    two = [of_task(report("STUN", s, 0.5, perplexity=2.0), "arc_easy", "boolq") for s in (0.2, 0.4)]
+    found = shown(two)
+    assert dashed(found["total-sparsity-arc-easy"][1].axes[0]) == {"chance (25 %)": 25}
+    assert dashed(found["total-sparsity-boolq"][1].axes[0]) == {"chance (50 %)": 50}
+    assert dashed(shown([report("STUN", s, 0.5) for s in (0.2, 0.4)])["total-sparsity-arc"][1].axes[0]) == {}
+    costs = [of_task(report(name, accuracy=a), "arc_easy", "boolq") for name, a in (("STUN", 0.5), ("REAP", 0.6))]
+    figure, drawn = shown(costs)["cost"]
+    assert dashed(drawn.axes[0]) == {"chance (37.5 %)": 37.5}
+    assert "Quality: arc_easy, boolq." in figure.caption
+
+
+def test_methods_have_the_same_colors_and_markers_in_every_report(shown: Any) -> None:
+    names = ["Wanda", "my own", "STUN (OWL)"]
+    looks = []
+    for others in (names, ["REAP", *reversed(names), "OWL"]):
+        drawn = shown([report(name, s, 0.5) for name in others for s in (0.2, 0.4)])["total-sparsity-arc"][1]
+        lines = {bars.get_label(): bars.lines[0] for bars in drawn.axes[0].containers}
+        looks.append({name: (lines[name].get_color(), lines[name].get_marker()) for name in names})
+    assert looks[0] == looks[1]
+
+
 def test_models_have_figures_of_their_own_and_methods_the_same_colors(shown: Any) -> None:
     first = [report("STUN", s, model="hub/one") for s in (0.2, 0.4)]
     second = [report(name, s, model="hub/two") for name in ("OWL", "STUN") for s in (0.2, 0.4)]
@@ -326,6 +441,52 @@ def test_over_models_the_change_is_against_the_number_of_experts(shown: Any) -> 
     assert bars(drawn.axes[0])[0] == [round(100 * np.hypot(0.02, 0.01), 4)] * 3
     assert "Models: 8: small; 64: wide, other." in figure.caption
     assert "Left out, with one number of experts only: new." in figure.caption
+
+
+def two_models(**more: Any) -> list[dict[str, Any]]:
+    """Two methods at 20 and 40 % of two models, each with a cosine of its own."""
+    runs = []
+    for model, cosine in (("bundled:toy_upcycled", 0.951), ("bundled:toy_moe", None)):
+        for name in ("STUN", "OWL"):
+            for sparsity in (0.2, 0.4):
+                run = report(name, sparsity, 0.5 + sparsity, model=model, baseline=0.9, **more)
+                runs.append(run | {"redundancy": {"nearest_weight_cosine": cosine}})
+    return runs
+
+
+def test_models_stand_side_by_side_and_their_lines_begin_at_the_unpruned_one(shown: Any) -> None:
+    runs = [*two_models(perplexity=3.0), report("REAP", 0.4, model="bundled:toy_moe")]
+    figure, drawn = shown(runs, over_models=True)["side-by-side-arc"]
+    left, right = drawn.axes
+    assert points(left) == points(right) == {name: [[0, 90], [20, 70], [40, 90]] for name in ("STUN", "OWL")}
+    assert bars(left) == [[1, 2, 2]] * 2
+    assert left.get_title(loc="left") == "toy_upcycled\nnearest experts' weights:\ncosine 0.95"
+    assert right.get_title(loc="left") == "toy_moe"
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "20", "40"]
+    assert left.get_ylim() == right.get_ylim()
+    assert len(drawn.legends) == 1
+    assert "toy_moe: STUN and OWL coincide. toy_moe: Left out, with one sparsity only: REAP." in figure.caption
+
+
+def test_the_mean_over_the_benchmarks_comes_first_and_says_of_which(shown: Any) -> None:
+    """Its error is that of a mean of two independent ones: 2 / sqrt 2."""
+    runs = [of_task(run, "arc_easy", "boolq") | {"baseline": None} for run in two_models()]
+    found = shown(runs, over_models=True)
+    assert list(found) == [f"side-by-side-{of}" for of in ("mean-accuracy", "arc-easy", "boolq")]
+    figure, drawn = found["side-by-side-mean-accuracy"]
+    assert figure.caption.startswith("Mean over arc_easy, boolq. Bars:")
+    assert "toy_moe: STUN and OWL coincide. toy_moe: The unpruned model was not measured." in figure.caption
+    assert points(drawn.axes[0])["STUN"] == [[20, 70], [40, 90]]
+    assert bars(drawn.axes[0])[0] == [1.4142, 1.4142]
+    assert dashed(drawn.axes[1]) == {"chance (37.5 %)": 37.5}
+
+
+def test_models_without_a_method_in_common_or_with_one_sparsity_do_not_stand_side_by_side(shown: Any) -> None:
+    runs = two_models()
+    apart = [run | {"name": f"{run['name']} of {run['model']['source']}"} for run in runs]
+    at_one = [run for run in runs if run["sparsity"]["target"] == 0.2]
+    for found in (apart, at_one, runs[:4]):
+        assert not [name for name in shown(found, over_models=True) if name.startswith("side-by-side")]
 
 
 def test_over_models_nothing_is_drawn_without_the_unpruned_or_the_pruned_or_with_equally_many(shown: Any) -> None:
@@ -391,7 +552,7 @@ def test_figures_are_the_same_bytes_again_and_hold_text_as_text() -> None:
 def test_a_legend_covers_nothing(count: int) -> None:
     drawn = [Line(f"a method of some length {i}", [0, 1], [i, i + 1], [None, None], i) for i in range(count)]
     with drawing.style():
-        figure = charts.lines("title", drawn, Axis("x"), Axis("y"), Reference("unpruned", 0.5))
+        figure = charts.lines("title", drawn, Axis("x"), Axis("y"), [Reference("unpruned", 0.5)])
         figure.draw_without_rendering()
         (legend,), (axes,) = figure.legends, figure.axes
         assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
