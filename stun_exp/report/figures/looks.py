@@ -12,6 +12,7 @@ KNOWN = (
     "max activation", "MoE-Pruner 2:4", "router norm", "EAN", "HC-SMoE", "M-SMoE", "Wanda 2:4", "SparseGPT 2:4",
     "none-owl-sparsegpt", "stun-owl-sparsegpt", "stun-owl-moe_pruner", "stun-owl-magnitude",
     "stun-uniform-sparsegpt", "none-owl-moe_pruner", "stun-uniform-magnitude", "none-owl-magnitude",
+    "STUN experts (paper)",
 )  # fmt: skip
 """Methods by their styles. Those of each eight have all colors, for they are often in one figure: what prunes weights,
 what prunes experts, others, and what else a grid of all stages has, where colors differ from those of the first."""
@@ -28,6 +29,7 @@ _WEIGHTS = {
 _EXPERTS = {
     "stun": "STUN experts",
     "stun_official": "STUN experts (code)",
+    "stun_paper": "STUN experts (paper)",
     "exhaustive": "Lu et al.",
     "reap": "REAP",
     "random": "random",
