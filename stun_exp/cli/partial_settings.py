@@ -144,7 +144,8 @@ def left_out_where_lacking(settings: Sequence[PartialSetting]) -> Iterator[None]
     def wrapped(
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Launcher:
-        launcher = instantiate(self, hydra_context, partial(task_function, settings=tuple(settings)), config)
+        task: Callable[..., Any] = task_function
+        launcher = instantiate(self, hydra_context, partial(task, settings=tuple(settings)), config)
         return _PointLauncher(launcher, hydra_context, config, frozenset(setting.key for setting in settings))
 
     # The one place where every sweeper gets its launcher.

@@ -22,8 +22,8 @@ class KeptExperts:
     routers_read: bool
 
 
-class _NeedsWeights(Exception):
-    """A pruner asks for the weights of experts."""
+class _NotYet(Exception):
+    """Why the numbers do not show before more is read."""
 
 
 class _RouterOnDisk(LayerOnDisk):
@@ -33,10 +33,13 @@ class _RouterOnDisk(LayerOnDisk):
 
     def router_rows_ED(self) -> Tensor:
         self.was_read = True
-        return super().router_rows_ED()
+        rows_ED = super().router_rows_ED()
+        if not rows_ED.isfinite().all():
+            raise _NotYet("a router holds NaN or infinity")  # the run refuses it with all other such weights
+        return rows_ED
 
     def expert_weights(self, experts: Sequence[int]) -> Iterator[Tensor]:
-        raise _NeedsWeights
+        raise _NotYet("the expert pruner needs the weights of experts")
 
 
 def kept_experts(checkpoint: Checkpoint, pruner: ExpertPruner) -> KeptExperts:
@@ -50,8 +53,7 @@ def kept_experts(checkpoint: Checkpoint, pruner: ExpertPruner) -> KeptExperts:
     even = even_counts(layers, pruner.removed_share() if pruner.has_ratio() else 0.0)
     try:
         num_kept = pruner.num_kept([pruner.examine(layer, [], n) for layer, n in zip(layers, even, strict=True)])
-    except _NeedsWeights:
-        told = ["not known yet, the expert pruner needs the weights of experts"]
-        return KeptExperts(None, told, any(layer.was_read for layer in layers))
+    except _NotYet as why:
+        return KeptExperts(None, [f"not known yet, {why}"], any(layer.was_read for layer in layers))
     counts = [(layer.index, num_kept[layer.index], layer.num_experts) for layer in layers]
     return KeptExperts(num_kept, by_layer(counts), any(layer.was_read for layer in layers))

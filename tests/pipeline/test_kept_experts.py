@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from edited_weights import edited
 from torch import Tensor
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.expert_pruner.router_norm import RouterNorm
 from stun_exp.moe.counts import by_layer
 from stun_exp.pipeline.budget import expected_counts
 from stun_exp.pipeline.experts import even_counts
@@ -149,8 +152,18 @@ def test_a_plan_of_another_model_is_refused_before_weights_are_read(
 
 def test_what_a_pruner_keeps_is_that_of_its_plan(mixtral: Checkpoint) -> None:
     """The default, for pruners that say nothing of their own: numbers, not the experts."""
-    from stun_exp.expert_pruner.router_norm import RouterNorm
-
     kept = kept_experts(mixtral, RouterNorm(ratio=0.5))
     assert kept.num_kept == {0: 3, 1: 3, 2: 3}
     assert kept.routers_read
+
+
+def test_a_router_of_nan_is_left_to_the_run_which_names_it(mixtral_copy: Path) -> None:
+    """It looks at every weight, and says which are damaged; clustering would say that a matrix is not finite."""
+
+    def damage(tensors: dict[str, Tensor]) -> None:
+        gate = next(name for name in tensors if name.endswith("gate.weight"))
+        tensors[gate][0, 0] = torch.nan
+
+    edited(mixtral_copy, damage)
+    kept = kept_experts(Checkpoint(mixtral_copy, None), RouterNorm(ratio=0.5))
+    assert (kept.num_kept, kept.told) == (None, ["not known yet, a router holds NaN or infinity"])
