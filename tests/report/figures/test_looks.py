@@ -26,7 +26,7 @@ def test_no_two_styles_have_both_the_same_color_and_the_same_marker() -> None:
 
 
 def test_methods_of_one_kind_have_all_colors() -> None:
-    for first in range(0, len(KNOWN), len(COLORS)):
+    for first in range(0, len(KNOWN) - len(COLORS) + 1, len(COLORS)):
         kind = KNOWN[first : first + len(COLORS)]
         assert {look(name, *kind)[0] for name in kind} == set(range(len(COLORS)))
         assert {look(name, *kind)[1] for name in kind} == set(range(len(MARKERS)))
