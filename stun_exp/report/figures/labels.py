@@ -135,7 +135,7 @@ def _collisions(one: Box, others: Sequence[Box]) -> int:
 
 
 def _leaves(one: Box, inside: Any) -> bool:
-    return one[0] < inside.x0 or one[2] > inside.x1 or one[1] < inside.y0 or one[3] > inside.y1
+    return bool(one[0] < inside.x0 or one[2] > inside.x1 or one[1] < inside.y0 or one[3] > inside.y1)
 
 
 def _is_number(text: str) -> bool:
