@@ -174,8 +174,7 @@ def in_words(runs: Sequence[PlannedRun]) -> str:
     """How many plans the runs have, and which settings change them."""
     plans = len({run.plan_id for run in runs})
     several = len({run.names for run in runs}) > 1
-    methods = [{"method": ", ".join(run.names)} if several else {} for run in runs]
-    rows = [({**method, **run.settings}, run.plan_id) for method, run in zip(methods, runs, strict=True)]
+    rows = [({**({"method": ", ".join(run.names)} if several else {}), **run.settings}, run.plan_id) for run in runs]
     names = list(dict.fromkeys(name for settings, _ in rows for name in settings))
     effects = [effect for name in names if (effect := _effect(name, names, rows))]
     counted = f"{len(runs)} settings, {plans} plan{'s' * (plans > 1)}"
