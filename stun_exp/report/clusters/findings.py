@@ -7,7 +7,7 @@ from typing import Any
 from stun_exp.report.clusters.runs import ClusteredRun, agreement, correlations, stability
 
 LABORATORY = "run with expert_pruner.laboratory=true"
-WORDS = ((0.1, "no more than chance"), (0.4, "a little"), (0.75, "partly"), (0.95, "largely"), (1.0, "almost fully"))
+WORDS = ((0.1, "no better than chance"), (0.4, "a little"), (0.75, "partly"), (0.95, "largely"), (1.0, "almost fully"))
 """Below which adjusted Rand index clusters agree how far; these bounds are ours."""
 
 

@@ -161,7 +161,7 @@ def test_what_was_found_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("clusters", "told"),
-    [(A, "1.00 (1.00 to 1.00), they agree fully"), (B, "-0.20 (-0.20 to -0.20), they agree no more than chance")],
+    [(A, "1.00 (1.00 to 1.00), they agree fully"), (B, "-0.20 (-0.20 to -0.20), they agree no better than chance")],
 )
 def test_how_far_clusters_agree_is_said_in_words(clusters: Clusters, told: str) -> None:
     run = ClusteredRun("x", Path(), {}, [layer(0, alone(A, clusters, None))])
