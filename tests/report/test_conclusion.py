@@ -1,15 +1,20 @@
 """What is said of runs in words, worked by hand."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from report_fixtures import benchmark, figure
 
 from stun_exp.report.conclusion import conclusion
+from stun_exp.report.data.comparable import comparable_sets
+from stun_exp.report.data.facts import facts, shared_settings
 from stun_exp.report.data.points import points
+from stun_exp.report.data.read import read_runs
 
 Make = Callable[..., dict[str, Any]]
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture
@@ -121,3 +126,15 @@ def test_many_are_counted(run: Make) -> None:
     reports = [run("best", {"x": 90.0}), *(run(f"m{number}", {"x": 20.0}) for number in range(10))]
     (told,) = conclusion(reports, {})
     assert told.endswith("Neither best nor that near on any benchmark: m0, m1, m2, m3, m4, m5 and 4 more.")
+
+
+def test_every_kept_list_of_reports_has_a_conclusion_and_facts() -> None:
+    """They are of several versions."""
+    told = {}
+    for name in ("demo", "expert_pruners", "recovery", "toy_arctic", "weights_24", "weights_65"):
+        for one in comparable_sets(read_runs([RESULTS / f"{name}.json"]).runs):
+            told[name] = conclusion(one.reports, {})
+            assert {"model", "calibration", "benchmarks", "versions", "commit"} <= facts(one.runs).keys()
+            assert shared_settings(one.reports)
+    assert len(told) == 6
+    assert all(line.startswith("At ") and " is best on " in line for lines in told.values() for line in lines)

@@ -195,7 +195,7 @@ def test_contradictory_sources_give_no_verdict(ours: Ours) -> None:
     found = lines(ours("owl", metrics={"gsm8k/exact_match,strict-match": 0.0129}))
     (row,) = [row for row in found if row[:2] == ["OWL", "GSM8K"]]
     assert row[2:4] == ["1.29 (contradictory)", "1.29"]
-    assert row[-1].startswith("not comparable: sources contradict each other: one note gives 1.29 on GSM8K to OWL, ")
+    assert row[-1].startswith("not comparable: sources contradict each other: one note gives 1.29 on GSM8K to OWL ")
     contradictory = [row for row in published_rows() if row["status"] == "contradictory"]
     assert {(row["model_card"], row["our_method"], row["sparsity"]) for row in contradictory} == {
         ("mixtral_8x7b_instruct", "owl", "0.65")
