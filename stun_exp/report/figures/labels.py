@@ -135,7 +135,7 @@ def _collisions(one: Box, others: Sequence[Box]) -> int:
 
 
 def _leaves(one: Box, inside: Any) -> bool:
-    return bool(one[0] < inside.x0 or one[2] > inside.x1 or one[1] < inside.y0 or one[3] > inside.y1)
+    return not (inside.x0 <= one[0] and one[2] <= inside.x1 and inside.y0 <= one[1] and one[3] <= inside.y1)
 
 
 def _is_number(text: str) -> bool:
