@@ -155,10 +155,13 @@ class Checked:
 
 
 def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, told: Refusals) -> Checked | None:
-    """What settings, config and index show together; each mistake is noted, and None if there is one."""
+    """What settings, config and index show together; each mistake is noted, and None if there is one.
+
+    Where all is well with them, the routers may be read: what the experts come to shows in these.
+    """
     pruner, in_nf4 = settings.unstructured_pruner, settings.model.load == "nf4"
     ratio = settings.expert_pruner.removed_share()
-    benchmarks, gates, kept, budget, share, counts = None, None, None, None, 0.0, dict[int, int]()
+    benchmarks, gates, counts = None, None, dict[int, int]()
     with told.noted():
         gates = gate_statistics(settings.skipping, checkpoint)
     with told.noted():
@@ -171,18 +174,26 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
     with told.noted():
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
         counts = expected_counts(checkpoint, ratio)
-        with told.noted():  # a budget that cannot be met is told beside it
-            kept = kept_experts(checkpoint, settings.expert_pruner)
-            counts = kept.num_kept or counts
-        assert isinstance(settings.sparsity, float | int)
-        budget = budget_of(checkpoint, counts, settings.sparsity, settings.sparsity_scope, pruner.attention)
-        share = weights_ratio(budget, pruner)
+        _budget(settings, checkpoint, counts)
     with told.noted():
         settings.export.check(checkpoint, ratio, settings.expert_pruner.has_equal_layers())
-    if told.lines or benchmarks is None or gates is None or kept is None or budget is None:
+    if told.lines or benchmarks is None or gates is None:
         return None
-    num_removed = sum(checkpoint.outline(layer).num_experts - count for layer, count in counts.items())
-    return Checked(benchmarks, gates, budget, kept, share, num_removed)
+    with told.noted():
+        kept = kept_experts(checkpoint, settings.expert_pruner)
+        counts = kept.num_kept or counts
+        budget, share = _budget(settings, checkpoint, counts)
+        num_removed = sum(checkpoint.outline(layer).num_experts - count for layer, count in counts.items())
+        return Checked(benchmarks, gates, budget, kept, share, num_removed)
+    return None
+
+
+def _budget(settings: Settings, checkpoint: Checkpoint, counts: dict[int, int]) -> tuple[Budget, float]:
+    """(The budget if layers keep so many experts, the share that the weight stage takes)."""
+    pruner = settings.unstructured_pruner
+    assert isinstance(settings.sparsity, float | int)
+    budget = budget_of(checkpoint, counts, settings.sparsity, settings.sparsity_scope, pruner.attention)
+    return budget, weights_ratio(budget, pruner)
 
 
 def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
