@@ -319,7 +319,8 @@ def test_a_sweep_into_the_folders_of_another_is_refused(
 def in_a_process(*argv: str) -> subprocess.CompletedProcess[str]:
     code = f"""if True:
         import sys
-                sys.argv[1:] = {argv}
+        from stun_exp.cli.main import main
+        sys.argv[1:] = {argv}
         try:
             main()
         finally:
