@@ -181,8 +181,8 @@ def _markdown(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         tables = (table.markdown().rstrip() for table in section.tables)
         blocks += [f"## {markdown.text(section.heading)}", markdown.paragraphs(section.text), *tables]
-        if stated := {**section.facts, **section.settings}:
-            blocks.append("\n".join(f"- {markdown.text(f'{name}: {value}')}" for name, value in stated.items()))
+        stated = {**section.facts, **section.settings}.items()
+        blocks += [markdown.paragraphs(f"{name}: {value}") for name, value in stated]
         for figure in section.figures:
             blocks += [f"![{markdown.text(figure.title)}]({figure.name}.png)", markdown.paragraphs(figure.caption)]
     return "\n\n".join(blocks) + "\n"

@@ -58,7 +58,7 @@ def test_a_sweep_s_report_lies_in_it(
     text = (folder / "report" / "report.md").read_text()
     assert text.startswith(f"# my_sweep\n\n## Conclusion\n\n{told}")
     assert "\n\n## bundled:toy_moe\n\n2 runs." in text
-    assert "- calibration: toy, num_sequences=64" in text
+    assert "\n\ncalibration: toy, num_sequences=64\n\n" in text
     assert "| a | 20.3 % | 40.00 % | **90.0 ± 2.5** | **2.000** |" in text
     assert "![2 runs](figures/toy_moe/a.png)\n\nA caption." in text
     assert "## bundled:toy_moe: paired tests" in text
