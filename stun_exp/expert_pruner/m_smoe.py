@@ -38,6 +38,9 @@ class MSMoE(ExpertPruner):
     def removed_share(self) -> float:
         return self.ratio
 
+    def has_equal_layers(self) -> bool:
+        return False
+
     def statistics(self, layer: "ExpertSource") -> "list[Statistic]":
         from stun_exp.moe.statistics import ExpertTokens, RouterLogitGram
 

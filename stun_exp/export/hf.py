@@ -29,8 +29,8 @@ class HfExport(Component):
 
         if ratio and not equal:
             raise ValueError(
-                "export=hf: expert_pruner.budget=global leaves layers with different numbers of experts; pass "
-                "expert_pruner.budget=per_layer, or export=hf_unequal"
+                "export=hf: this expert pruner leaves layers with different numbers of experts; pass "
+                "expert_pruner.budget=per_layer where it has that, another expert_pruner, or export=hf_unequal"
             )
 
         stock = type(source.skeleton).__name__
