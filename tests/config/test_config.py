@@ -218,7 +218,9 @@ def test_every_yaml_in_conf_builds(choice: str, tmp_path: Path) -> None:
 NOT_THERE = {
     "model.path=/not/there": "no such folder, nor a hub repository (owner/name)",
     "model.path=there": "no such folder, nor a hub repository (owner/name)",
-    "model.path=bundled:toy": "no such bundled model; there are bundled:toy_moe, bundled:toy_arctic, bundled:toy_upcycled",
+    "model.path=bundled:toy": (
+        "no such bundled model; there are bundled:toy_moe, bundled:toy_arctic, bundled:toy_upcycled"
+    ),
     "calibration.path=not/there.jsonl": "no such file",
     "expert_pruner.path=not/there.json": "no such file",
     "eval.benchmarks.toy_arc.include=not/there": (
