@@ -14,6 +14,14 @@ from stun_exp.utils.json_files import read_regular
 
 VERSIONS = ("torch", "transformers", "lm-eval")
 """Of the libraries that move figures; `report.json` has those of others too."""
+REDUNDANCY = {
+    "nearest_weight_cosine": "weights' cosine {:.2f}",
+    "nearest_output_cosine": "outputs' {:.2f}",
+    "nearest_router_distance": "router rows' distance {:.2f} of their length",
+    "effective_experts": "{:.1f} effective experts a layer",
+    "load_gini": "load Gini {:.2f}",
+}
+"""In the report -> how it is said."""
 MOST_NAMED = 3
 """Values of one fact that are named before the rest is counted."""
 SWEEP, RUN = "multirun.yaml", ".hydra/overrides.yaml"
@@ -27,6 +35,7 @@ def facts(runs: Sequence[ReportedRun]) -> dict[str, str]:
     reports = [run.report for run in runs]
     found = {
         "model": _several(_model(report) for report in reports),
+        "redundancy": _several(_redundancy(report) for report in reports),
         "calibration": _several(_component(report, "calibration") for report in reports),
         "benchmarks": _several(_benchmarks(report) for report in reports),
         "command": _several(_commands(runs)),
@@ -64,6 +73,13 @@ def _model(report: RunReport) -> str:
     dtype = report["settings"].get("model", {}).get("dtype")
     told = [f"{model['params_before']:,} parameters", f"{len(before)} MoE layers of {experts} experts"]
     return f"{model['source']}: {', '.join([*told, *([str(dtype)] if dtype else [])])}"
+
+
+def _redundancy(report: RunReport) -> str | None:
+    """How alike the unpruned model's experts are, of a run that measured it."""
+    found = report.get("redundancy") or {}
+    told = [form.format(found[name]) for name, form in REDUNDANCY.items() if found.get(name) is not None]
+    return f"experts and the nearest other: {', '.join(told)}" if told else None
 
 
 def _component(report: RunReport, group: str) -> str:

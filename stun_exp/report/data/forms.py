@@ -162,6 +162,10 @@ class RedundancyForm(OpenForm):
     """How much alike the experts were; reports of older versions lack it."""
 
     nearest_weight_cosine: NotRequired[Number | None]
+    nearest_output_cosine: NotRequired[Number | None]
+    nearest_router_distance: NotRequired[Number | None]
+    effective_experts: NotRequired[Number | None]
+    load_gini: NotRequired[Number | None]
 
 
 class SkippingForm(OpenForm):

@@ -13,6 +13,11 @@ from stun_exp.report.tables.contests import LEVEL, Contest, PValues, contests
 from stun_exp.report.tables.table import Cell, ResultsTable
 
 COSTS = ("calibration passes", "selection (s)", "peak GiB", "total (s)")
+DAMAGE = {
+    "reconstruction error": ("reconstruction_error", 1.0, "{:.3f}"),
+    "gate mass moved": ("gate_mass_moved", 100.0, "{:.1f} %"),
+}
+"""Column -> what it is called in the report, its factor and its form."""
 CHARGED = (
     "Seconds are charged: those of the run itself, and what each result that it took from the cache took when it was "
     "computed."
@@ -28,10 +33,11 @@ def results_table(reports: Sequence[RunReport], p_values: PValues | None = None)
     Bold, for each benchmark, among points of one sparsity: the best, and what is within noise of it (`contests`).
 
     `skipped`, where any run skips: share of the experts routed to for the benchmarks' tokens that were not run. What
-    the selection of experts cost: `calibration passes` of the whole model over the calibration tokens, where a layer
-    that runs every expert on every token counts num_experts / top_k; and seconds. The largest peak of memory before the
-    evaluation, the device's where there is one. `total (s)` is the whole run's. All seconds are charged ones, so that
-    methods are compared, and not what lay in the cache.
+    the expert stage costs the layers, where that was measured. What the selection of experts cost: `calibration passes`
+    of the whole model over the calibration tokens, where a layer that runs every expert on every token counts
+    num_experts / top_k; and seconds. The largest peak of memory before the evaluation, the device's where there is one.
+    `total (s)` is the whole run's. All seconds are charged ones, so that methods are compared, and not what lay in the
+    cache.
     """
     found, figures = points(reports), headlines(reports)
     settings = list(dict.fromkeys(name for point in found for name in point.settings))
@@ -39,6 +45,7 @@ def results_table(reports: Sequence[RunReport], p_values: PValues | None = None)
     bold = {(contest.key, id(point)) for contest in held for point in contest.bold}
     several = any(len(point.reports) > 1 for point in found)
     skipping = any(report.get("skipping") for report in reports)
+    damage = [name for name in DAMAGE if any(_known(point, name) for point in found)]
     keys = [*settings, *["seeds"] * several, EXPERTS, TOTAL]
     rows = [
         [
@@ -48,17 +55,18 @@ def results_table(reports: Sequence[RunReport], p_values: PValues | None = None)
             *_pruned(point),
             *[_skipped(point)] * skipping,
             *(figure_cell(key, point.measured(key), bold=(key, id(point)) in bold) for key in figures),
+            *(_damage(point, name) for name in damage),
             *_costs(point),
         ]
         for point in found
     ]
     missed = any(row[len(keys)].text != f"{100 * p.sparsity:.2f} %" for row, p in zip(rows, found, strict=True))
     return ResultsTable(
-        ["method", *keys, *["skipped"] * skipping, *column_names(figures), *COSTS],
+        ["method", *keys, *["skipped"] * skipping, *column_names(figures), *damage, *COSTS],
         rows,
         tuple(_notes(reports, found, figures, held)),
         keys=frozenset(keys),
-        folded=frozenset(COSTS),
+        folded=frozenset([*damage, *COSTS]),
         groups=tuple(_group(point, missed) for point in found),
         headed=frozenset() if missed else frozenset([TOTAL]),
     )
@@ -104,6 +112,19 @@ def _skipped(point: Point) -> Cell:
     return _number(100 * mean(known), "{:.1f} %") if known and not point.is_baseline else Cell("-")
 
 
+def _known(point: Point, column: str) -> list[float]:
+    """The values of a figure of the expert stage, of the runs that have it."""
+    if point.is_baseline:
+        return []
+    values = [(report.get("expert_stage") or {}).get(DAMAGE[column][0]) for report in point.reports]
+    return [float(value) for value in values if value is not None]
+
+
+def _damage(point: Point, column: str) -> Cell:
+    known, (_, factor, form) = _known(point, column), DAMAGE[column]
+    return _number(factor * mean(known), form) if known else Cell("-")
+
+
 def _costs(point: Point) -> list[Cell]:
     """Means over the seeds, and the largest peak."""
     if point.is_baseline:
@@ -119,7 +140,7 @@ def _costs(point: Point) -> list[Cell]:
 
 
 def _peak_gib(cost: dict[str, dict[str, Any]]) -> float:
-    stages = takewhile(lambda stage: stage != "evaluate", cost)
+    stages = (stage for stage in takewhile(lambda stage: stage != "evaluate", cost) if stage != "damage")
     peaks = [(cost[stage]["peak_device_gib"], cost[stage]["peak_host_gib"]) for stage in stages]
     return max(float(host if device is None else device) for device, host in peaks)
 

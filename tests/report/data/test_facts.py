@@ -38,6 +38,13 @@ def test_facts_that_no_report_states_are_left_out(make_report: Make) -> None:
     assert set(facts(listed(report))) == {"model", "calibration", "benchmarks", "versions"}
 
 
+def test_how_alike_the_experts_are_is_a_fact_where_it_was_measured(make_report: Make) -> None:
+    report = make_report()
+    report["redundancy"] = {"nearest_weight_cosine": 0.951, "effective_experts": 14.96, "load_gini": None}
+    told = facts(listed(report))["redundancy"]
+    assert told == "experts and the nearest other: weights' cosine 0.95, 15.0 effective experts a layer"
+
+
 def test_facts_that_differ_are_all_named_up_to_three(make_report: Make) -> None:
     reports = [make_report() for _ in range(5)]
     for report, commit in zip(reports, "aabcd", strict=True):

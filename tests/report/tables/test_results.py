@@ -51,6 +51,23 @@ def test_the_peak_is_the_device_s_where_there_is_one(make_report: Make) -> None:
     assert results_table([one]).rows[0][6] == "2.50"
 
 
+def test_what_the_expert_stage_costs_is_a_column_where_a_run_measured_it(make_report: Make) -> None:
+    """The mean over seeds, in the order of the columns; its memory is not the method's."""
+    first, second, without = make_report("a"), make_report("a"), make_report("b")
+    second["seed"] = 1
+    first["expert_stage"] = {"reconstruction_error": 0.2, "gate_mass_moved": 0.1}
+    second["expert_stage"] = {"reconstruction_error": 0.4, "gate_mass_moved": 0.2}
+    stage = next(iter(first["cost"].values()))
+    first["cost"] = {"damage": stage | {"peak_host_gib": 99.0, "peak_device_gib": None}, **first["cost"]}
+    table = results_table([first, second, without])
+    column = {name: [row[place] for row in table.rows] for place, name in enumerate(table.columns)}
+    assert column["reconstruction error"] == ["0.300", "-"]
+    assert column["gate mass moved"] == ["15.0 %", "-"]
+    assert "99.00" not in column["peak GiB"]
+    assert {"reconstruction error", "gate mass moved"} <= table.folded
+    assert "gate mass moved" not in results_table([without]).columns
+
+
 def test_skipped_is_a_column_only_where_a_run_skips(make_report: Make) -> None:
     """Runs with eval=none have no share: a dash."""
     skipping = {"calibration": 0.25, "evaluation": 0.2449, "per_layer": []}
