@@ -100,7 +100,7 @@ def stages_of(found: Inspection, settings: Settings) -> dict[str, StageNeeds]:
     return {
         "experts": _choosing(layer, settings.expert_pruner),
         # Each layer in full, and what stays of it.
-        "damage": StageNeeds(2, 2 * min(MAX_TOKENS / tokens, 1.0)) if removes else StageNeeds(0, 0.0),
+        "damage": StageNeeds(1, 2 * min(MAX_TOKENS / tokens, 1.0)) if removes else StageNeeds(0, 0.0),
         "allocate": StageNeeds(int(measures), float(measures and feeds)),
         # Each layer is run as it was, and once more as it has become: on the first batch alone if none comes after it.
         "prune": StageNeeds(2, parts + (1.0 if pruner.inputs == "pruned" else 1 / batches) if feeds else 0.0),

@@ -144,7 +144,12 @@ def _damage(
     if _changes_nothing(plan):
         norm = sum(float(y_TD.double().square().sum()) for y_TD in reference.outputs_TD)
         return LayerDamage(plan.layer, 0.0, _finite(norm), moved)
-    pruned = step.with_layer(inputs.checkpoint.read_planned(plan.layer, plan))
+    layer = step.layer
+    if inputs.checkpoint.scratch is None:
+        layer.apply(plan)  # in place of the full one, so that no third layer is in memory; the walk has its outputs
+    else:
+        layer = inputs.checkpoint.read_planned(plan.layer, plan)
+    pruned = step.with_layer(layer)
     error = OutputError(reference)
     with observe(pruned.layer, [error]):
         pruned.forward()
