@@ -108,6 +108,7 @@ DENSE_RECIPE = Recipe(
     seed=0,
 )
 UPCYCLED_RECIPE = replace(DENSE_RECIPE, steps=6000, learning_rate=1e-3, warmup_steps=100, balance_weight=0.01, seed=1)
+CONTINUED_RECIPE = replace(UPCYCLED_RECIPE, steps=3000, learning_rate=2e-3, seed=2)
 
 
 DENSE_WIDTH = 128
@@ -148,31 +149,28 @@ def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Phase:
-    """One training: from random weights, or from the phase before it, whose feed-forward becomes the experts."""
+    """One training: from random weights, or from the phase before it, whose feed-forward, if dense, becomes experts."""
 
     recipe: Recipe
     config: Callable[[PreTrainedTokenizerFast], PreTrainedConfig]
 
 
-def upcycled(width: int, experts: int, top_k: int, recipes: tuple[Recipe, Recipe]) -> tuple[Phase, Phase]:
+def upcycled(width: int, experts: int, top_k: int, dense: Recipe, *mixture: Recipe) -> tuple[Phase, ...]:
     """A dense model with a feed-forward of 128, then experts that begin as copies of it, or of slices of it."""
-    dense, mixture = recipes
-    return (
-        Phase(dense, partial(_dense_config, width=DENSE_WIDTH)),
-        Phase(mixture, partial(_upcycled_config, width=width, experts=experts, top_k=top_k)),
-    )
+    config = partial(_upcycled_config, width=width, experts=experts, top_k=top_k)
+    return Phase(dense, partial(_dense_config, width=DENSE_WIDTH)), *(Phase(recipe, config) for recipe in mixture)
 
 
-def _rung(experts: int) -> tuple[Phase, Phase]:
+def _rung(experts: int) -> tuple[Phase, ...]:
     """A toy with as many parameters and as many active ones as every other rung of the ladder."""
     short = (replace(DENSE_RECIPE, steps=1000), replace(UPCYCLED_RECIPE, steps=1500))
-    return upcycled(LADDER_WIDTH // experts, experts, experts // 4, short)
+    return upcycled(LADDER_WIDTH // experts, experts, experts // 4, *short)
 
 
 TOYS: dict[str, tuple[Phase, ...]] = {
     "toy_moe": (Phase(RECIPE, toy_config),),
     "toy_arctic": (Phase(ARCTIC_RECIPE, toy_arctic_config),),
-    "toy_upcycled": upcycled(width=128, experts=16, top_k=2, recipes=(DENSE_RECIPE, UPCYCLED_RECIPE)),
+    "toy_upcycled": upcycled(128, 16, 2, DENSE_RECIPE, UPCYCLED_RECIPE, CONTINUED_RECIPE),
     **{f"ladder_{experts}": _rung(experts) for experts in (8, 16, 32, 64, 128, 256)},
 }
 """How each toy model is made: those that are bundled, and the ladder, one world and budget for 8 to 256 experts."""

@@ -104,14 +104,18 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def start(phase: Phase, tokenizer: PreTrainedTokenizerFast, before: PreTrainedModel | None) -> PreTrainedModel:
-    """What a phase begins with: random weights, or the model of the phase before it with experts made of it."""
+    """What a phase begins with: random weights, or the model of the phase before it, made a mixture if it is dense.
+
+    That model has the weights that are shipped of it, in bf16.
+    """
     register()
     config = phase.config(tokenizer)
     torch.manual_seed(phase.recipe.seed)
     if before is None:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         return model
-    return upcycle(before.float(), config, phase.recipe.seed)  # of the weights as shipped, in bf16
+    before = before.float()
+    return before if type(before.config) is type(config) else upcycle(before, config, phase.recipe.seed)
 
 
 def upcycle(dense: PreTrainedModel, config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -118,7 +118,7 @@ def test_a_training_may_be_made_longer_before_its_rate_falls(
 @torch.no_grad()
 def test_a_mixture_of_copies_computes_what_the_dense_model_does(tokenizer: PreTrainedTokenizerFast) -> None:
     """Gates add up to one and all experts are alike, so it does not matter which are chosen."""
-    dense_phase, mixture_phase = tiny_phases(tokenizer, "toy_upcycled", TINY)
+    dense_phase, mixture_phase, _ = tiny_phases(tokenizer, "toy_upcycled", TINY)
     dense = start(dense_phase, tokenizer, None).eval()
     mixture = start(mixture_phase, tokenizer, dense).eval()
     ids_BS = packed_batch(tokenizer, TINY, 0)
@@ -130,7 +130,7 @@ def test_a_mixture_of_copies_computes_what_the_dense_model_does(tokenizer: PreTr
 @torch.no_grad()
 def test_all_slices_together_are_the_dense_feed_forward(tokenizer: PreTrainedTokenizerFast) -> None:
     """Two slices of two copies each: chosen all, with even gates, they give what the dense feed-forward gives."""
-    dense_phase, mixture_phase = tiny_phases(tokenizer, "toy_upcycled", TINY)
+    dense_phase, mixture_phase, _ = tiny_phases(tokenizer, "toy_upcycled", TINY)
     dense = start(dense_phase, tokenizer, None).eval()
     config = mixture_phase.config(tokenizer)
     config.update({"intermediate_size": 4, "num_local_experts": 4, "num_experts_per_tok": 4})
