@@ -24,7 +24,7 @@ CONF = Path(__file__).parents[2] / "conf" / "expert_pruner" / "stun.yaml"
 def stun(**settings: Any) -> STUN:
     config: dict[str, Any] = yaml.safe_load(CONF.read_text()) | settings
     del config["_target_"]
-    return STUN(**config)
+    return STUN(**config | {"router_scale": "none"})
 
 
 def column(*values: float) -> Tensor:

@@ -1,5 +1,6 @@
 """How figures look: one width and one set of colors and markers, for paper, a telephone and a dark page."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,11 @@ def style() -> Iterator[None]:
     }
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     papered = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    with rc_context(settings | dict.fromkeys(inked, INK) | dict.fromkeys(papered, PAPER)):
+    with (
+        rc_context(settings | dict.fromkeys(inked, INK) | dict.fromkeys(papered, PAPER)),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it is drawn as a box
         yield
 
 
