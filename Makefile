@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY) ## Prune the bundled model by STUN + OWL, OWL and Wanda at 40 % and 65 %, and print the table
-	$(BIN)/stun --multirun experiment=demo
+demo: $(READY) ## Prune both bundled models by STUN + OWL, OWL and Wanda, 20 to 75 %, and print the tables
+	$(BIN)/stun --multirun experiment=demo hydra/launcher=joblib
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest

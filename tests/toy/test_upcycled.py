@@ -36,4 +36,4 @@ def test_loads_in_stock_transformers_and_no_expert_is_idle() -> None:
 
 
 def test_experts_that_began_as_copies_are_still_more_alike_than_those_trained_apart() -> None:
-    assert min(weight_cosines("toy_upcycled")) > 0.5 > 0.2 > max(weight_cosines("toy_moe"))
+    assert min(weight_cosines("toy_upcycled")) > 0.4 > 0.1 > max(weight_cosines("toy_moe"))
