@@ -26,4 +26,4 @@ cd "$here/elsewhere"
 unset PYTHONPATH
 "$here/venv/bin/python" -c "import stun_exp, sys; assert stun_exp.__file__.startswith(sys.prefix), stun_exp.__file__"
 "$here/venv/bin/stun" sparsity=0.4 eval.limit=8 hydra.run.dir=x
-"$here/venv/bin/stun" -m experiment=demo eval.limit=8
+"$here/venv/bin/stun" -m experiment=demo 'sparsity=[0.4]' eval.limit=8

@@ -159,7 +159,8 @@ def masked_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_
     weight_TE = weight_TE.scatter(1, topk_index_TK, topk_weight_TK)
     hidden_TEF = (experts.act_fn(hidden_TD @ gate_DN) * (hidden_TD @ up_DN)).unflatten(1, (num_experts, width))
     weighted_TN: Tensor = (hidden_TEF * weight_TE[..., None]).flatten(1)
-    return weighted_TN @ experts.down_proj.mT.flatten(0, 1)
+    routed_TD: Tensor = weighted_TN @ experts.down_proj.mT.flatten(0, 1)
+    return routed_TD
 
 
 ALL_EXPERTS_FUNCTIONS.register("masked", masked_experts)
