@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scripts.toy.probe import accuracies, expert_shares
 from scripts.toy.recipes import TOYS
 from scripts.toy.tokenizer import train_tokenizer
-from scripts.toy.training import ship, start, train
+from scripts.toy.training import ship, train
+from scripts.toy.upcycling import start
 from stun_exp.toy import MODELS
 
 CHECKPOINT_EVERY = 250

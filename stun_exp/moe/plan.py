@@ -75,10 +75,15 @@ def keep(layer: int, num_experts: int, kept: Sequence[int], facts: dict[str, Any
     return LayerPlan(layer, num_experts, [[expert] for expert in sorted(kept)], sorted(kept), facts=facts or {})
 
 
-def plan_id(plan: Plan) -> str:
-    """8 hex digits of what the plan does to the model: the same for the same plan, however it came about."""
+def plan_digest(plan: Plan) -> str:
+    """The sha256 of what the plan does to the model: the same for the same plan, however it came about."""
     layers = [(p.layer, p.num_experts, p.groups, p.kept, p.weights, p.aligned) for p in plan.layers]
-    return sha256(json.dumps(layers).encode()).hexdigest()[:8]
+    return sha256(json.dumps(layers).encode()).hexdigest()
+
+
+def plan_id(plan: Plan) -> str:
+    """The first 8 digits of a plan's digest, which a reader can tell from another plan's."""
+    return plan_digest(plan)[:8]
 
 
 def router_digest(router_rows_ED: "Tensor") -> str:

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from stun_exp.moe.observe import observe
-from stun_exp.moe.plan import LayerPlan, Plan, plan_id
+from stun_exp.moe.plan import LayerPlan, Plan, plan_digest
 from stun_exp.moe.redundancy import effective_number, gini, nearest_cosine, nearest_distances, weight_gram
 from stun_exp.moe.statistics import ExpertUsage, OutputError, RoutedOutputs
 from stun_exp.pipeline.context import RunContext, Stage
@@ -35,7 +35,8 @@ class LayerDamage:
     reference_square: float | None
     """||y||^2; None, as all that is found, where it is not finite."""
     gate_mass_moved: float | None
-    """Share of the chosen experts' gates that went to experts that are gone; None if no token came."""
+    """Share of the chosen experts' gates that went to experts that are gone, or merged into another; None if no token
+    came."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure_damage(run: RunContext, inputs: Inputs, plan: Plan) -> Damage | None
     """What the plan costs; None where it takes no expert, or the settings say not to look. Equal plans share it."""
     if not run.settings.measure_damage or all(_changes_nothing(layer) for layer in plan.layers):
         return None
-    key = {**inputs.calibrated_on(run), "plan": plan_id(plan), **made_by(__name__)}
+    key = {**inputs.calibrated_on(run), "plan": plan_digest(plan), **made_by(__name__)}
     return computed_once(run.store, "damage", key, Damage, run.cost, lambda: _measured(run, inputs, plan))
 
 
@@ -107,8 +108,9 @@ def heavy_losses(layers: Iterable[LayerDamage]) -> list[str]:
     if not heavy:
         return []
     return [
-        f"{_each(heavy)}: the experts that go had more than a quarter of the layer's gates on the calibration text; "
-        "lower expert_pruner.ratio, or choose experts that are used less (expert_pruner=reap, frequency)"
+        f"{_each(heavy)}: the experts that go, or are merged into others, had more than a quarter of the layer's gates "
+        "on the calibration text; lower expert_pruner.ratio, or choose experts that are used less "
+        "(expert_pruner=reap, frequency)"
     ]
 
 

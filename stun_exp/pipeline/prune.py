@@ -13,7 +13,6 @@ from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.allocate import Allocated
 from stun_exp.pipeline.budget import Budget
 from stun_exp.pipeline.context import RunContext, Stage
-from stun_exp.pipeline.damage import Damage
 from stun_exp.pipeline.input_statistics import gathering_settings
 from stun_exp.pipeline.layer_diagnostics import LayerDiagnostics, Seen
 from stun_exp.pipeline.prune_layer import PrunedLayer, prune_layer_, warnings_of
@@ -24,6 +23,7 @@ from stun_exp.state.statistics_cache import DenseInputs, StatisticsCache
 from stun_exp.streaming.walk import Step, Walk, walk_together
 
 if TYPE_CHECKING:
+    from stun_exp.pipeline.damage import Damage
     from stun_exp.pipeline.inputs import Inputs
     from stun_exp.pipeline.recover import Recovered
 
@@ -48,7 +48,7 @@ class PreparedRun:
     run: RunContext
     inputs: "Inputs"
     plan: Plan
-    damage: Damage | None
+    damage: "Damage | None"
     budget: Budget
     ratio: float
     """Share of what the expert stage leaves that the weight stage takes."""

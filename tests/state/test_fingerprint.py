@@ -262,3 +262,10 @@ def test_a_setting_undoes_the_stages_that_it_affects(tmp_path: Path) -> None:
     for override, first in firsts.items():
         now = fingerprints(override)
         assert {s for s in DECIDE if now[s] != whole[s]} == (since(first) if first else set()), override
+
+
+def test_what_only_measures_the_expert_stage_changes_no_pruned_weight() -> None:
+    """An edit of it, or of the table of plans, must not have a long run pruned again."""
+    for stage in ("experts", "allocate", "prune"):
+        assert "stun_exp.pipeline.damage" not in digests([f"stun_exp.pipeline.{stage}"])
+    assert "stun_exp.pipeline.damage" in digests(["stun_exp.pipeline.run"])

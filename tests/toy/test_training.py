@@ -18,10 +18,9 @@ from scripts.toy.training import (
     learning_rate,
     packed_batch,
     ship,
-    start,
     train,
-    upcycle,
 )
+from scripts.toy.upcycling import MASKED, start, upcycle
 from stun_exp.toy import WEIGHTS
 
 BUNDLED = [model for model in TOYS if not model.startswith("ladder")]
@@ -176,7 +175,7 @@ def test_rows_start_with_a_document_and_repeat_exactly(tokenizer: PreTrainedToke
 def test_experts_as_one_wide_feed_forward_give_the_same_and_learn_the_same(tokenizer: PreTrainedTokenizerFast) -> None:
     ids_BS = packed_batch(tokenizer, TINY, 0)
     gradients = []
-    for implementation in ("masked", "eager"):
+    for implementation in (MASKED, "eager"):
         torch.manual_seed(0)
         model = MixtralForCausalLM(tiny_config(tokenizer))
         model.set_experts_implementation(implementation)
