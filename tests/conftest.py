@@ -32,6 +32,7 @@ from stun_exp.pipeline.run import run
 pytest_plugins = ["conf_tree_fixtures", "report_fixtures"]
 
 FAMILIES = list(families.FAMILIES)  # a family without a tiny model below fails the tests that run over families
+MOE_FAMILIES = [name for name in FAMILIES if name not in families.DENSE]
 TYPICAL = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
 NUM_EXPERTS, TOP_K, NUM_LAYERS, VOCAB = 6, 2, 3, 64
 
@@ -167,6 +168,17 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "relative_attention_num_buckets": 8,
         "tie_word_embeddings": True,
     },
+    "gemma2": {"intermediate_size": 24, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"intermediate_size": 24, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gpt_neox": {"intermediate_size": 24},
+    "llama": {"intermediate_size": 24},
+    "mistral": {"intermediate_size": 24, "sliding_window": None},
+    "olmo2": {"intermediate_size": 24},
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.2},
+    "phi3": {"intermediate_size": 24},
+    "qwen2": {"intermediate_size": 24},
+    "qwen3": {"intermediate_size": 24, "head_dim": 8},
+    "smollm3": {"intermediate_size": 24},
 }
 
 

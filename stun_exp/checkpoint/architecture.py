@@ -64,7 +64,7 @@ class Architecture:
         """ValueError for so many layers or experts that even to build their outlines would take all memory."""
         text = self.config.get_text_config()
         for key in ("num_hidden_layers", "num_decoder_layers", self.family.num_experts_key):
-            number = getattr(text, key, None)
+            number = getattr(text, key, None) if key else None
             if isinstance(number, int) and number > MOST:
                 raise ValueError(f"{key}={number:,} is more than {MOST:,}")
 
@@ -166,6 +166,8 @@ class Architecture:
 
     def count_keys(self, config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         """Where `config` holds the expert count: transformers renames it in some families when it saves a model."""
+        if self.family.num_experts_key is None:
+            return []
         *folders, key = self.family.num_experts_key.split(".")
         for folder in folders:
             config = config[folder]

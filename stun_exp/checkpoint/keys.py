@@ -193,7 +193,7 @@ class Keys:
                         "keys); download the checkpoint again"
                     )
         if most != layer.num_experts:
-            (_, key), *_ = self.architecture.count_keys(self.architecture.raw)
+            key = next((key for _, key in self.architecture.count_keys(self.architecture.raw)), "experts")
             raise ValueError(
                 f"{where} has {most} experts on disk, and config.json says {key}={layer.num_experts}; "
                 "config and weights disagree"

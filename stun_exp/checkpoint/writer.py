@@ -120,10 +120,11 @@ class CheckpointWriter:
         for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
             config.pop(key, None)
         config["dtype"] = str(self.source.written_dtype).removeprefix("torch.")
-        # A training setting: it costs memory in every pass, and fails on layers of different sizes.
-        config["output_router_logits"] = False
+        if not self.source.family.is_dense:
+            # A training setting: it costs memory in every pass, and fails on layers of different sizes.
+            config["output_router_logits"] = False
         counts = [self.shards[index].num_experts for index in range(self.source.num_layers)]
-        if len(set(counts) - {0}) == 1:
+        if len(set(counts) - {0}) <= 1:
             for part, key in self.source.count_keys(config):
                 part[key] = max(counts)
             config.pop(EXPERTS_PER_LAYER, None)

@@ -1,4 +1,4 @@
-"""The table of supported architectures: what differs between them, and nothing else."""
+"""The table of supported architectures, with experts and without: what differs between them, and nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class MoEFamily:
-    """Where one architecture keeps its experts; paths are attribute names inside the model or one of its layers."""
+    """Where one architecture keeps its weights; paths are attribute names inside the model or one of its layers."""
 
     model_type: str
-    num_experts_key: str
-    """Key of the expert count in config.json; a dot leads into a part of the config."""
+    num_experts_key: str | None = None
+    """Key of the expert count in config.json; a dot leads into a part of the config. None: a dense architecture."""
     stacks: tuple[str, ...] = ("model.layers",)
     """The lists of layers, in the order in which they run: one, or an encoder's and a decoder's."""
     blocks: tuple[str, ...] = ("mlp",)
-    """The feed-forward block of a layer, the first of these that it has; without experts the layer is a dense one."""
+    """The feed-forward block of a layer, the first of these that it has; without experts the layer is a dense one. The
+    layer itself, "", where its feed-forward has no module of its own."""
     router: str = "gate"
     """The router inside the block."""
     router_rows: tuple[str, ...] = ("weight",)
@@ -31,6 +32,11 @@ class MoEFamily:
     hands_on: Mapping[int, int] = field(default_factory=dict)
     """Outputs of a layer besides the hidden states that the next takes: their place in the one's outputs and in the
     other's arguments."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no model of this architecture has experts."""
+        return self.num_experts_key is None
 
 
 _BIASED = ("weight", "e_score_correction_bias")
@@ -112,8 +118,21 @@ FAMILIES = {
             # Relative position biases: the first layer of a stack has the weights, the others are handed the result.
             hands_on={1: 2, 2: 5},
         ),
+        # Dense.
+        MoEFamily(model_type="gemma2"),
+        MoEFamily(model_type="gemma3_text"),
+        MoEFamily(model_type="gpt_neox", stacks=("gpt_neox.layers",)),
+        MoEFamily(model_type="llama"),
+        MoEFamily(model_type="mistral"),
+        MoEFamily(model_type="olmo2"),
+        MoEFamily(model_type="opt", stacks=("model.decoder.layers",), blocks=("",), mlps=("fc1", "fc2")),
+        MoEFamily(model_type="phi3"),
+        MoEFamily(model_type="qwen2"),
+        MoEFamily(model_type="qwen3"),
+        MoEFamily(model_type="smollm3"),
     )
 }
+DENSE = tuple(family.model_type for family in FAMILIES.values() if family.is_dense)
 
 
 def family_of(model_type: object, source: Path) -> MoEFamily:

@@ -129,7 +129,7 @@ class MoELayer:
         """Every weight matrix that pruning may touch, in a fixed order; never the router, norms, biases or gates."""
         mlps = tuple(f"{path}." for path in (self.block_path, *self.family.mlps))
         for name, linear in self.linears():
-            kind: Kind = "mlp" if name.startswith(mlps) else "attention"
+            kind: Kind = "mlp" if f"{name}.".startswith(mlps) else "attention"
             yield Matrix(name, linear.weight.detach(), name, kind)
         if not self.is_moe:
             return

@@ -17,7 +17,7 @@ from stun_exp.allocation.ratios import LayerRatios
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.writer import CheckpointWriter
-from stun_exp.moe.families import FAMILIES
+from stun_exp.moe.families import DENSE, FAMILIES
 from stun_exp.moe.inputs import InputStatistics
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, observe
@@ -30,7 +30,7 @@ from stun_exp.unstructured_pruner.wanda import Wanda
 
 CPU = torch.device("cpu")
 # Experts in each layer, an encoder's first: the layers without experts are passed over.
-LAYERS = {name: [6, 6, 6] for name in FAMILIES} | {
+LAYERS = {name: [0, 0, 0] if name in DENSE else [6, 6, 6] for name in FAMILIES} | {
     "arctic": [0, 6, 0],
     "deepseek_v2": [0, 6, 6],
     "deepseek_v3": [0, 6, 6],
@@ -54,6 +54,7 @@ KEPT = [0, 2, 3, 5]
 """Two of each group of three, for the routers that choose among groups."""
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
+with_experts = pytest.mark.parametrize("name", [name for name in FAMILIES if name not in DENSE])
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_observed_is_eager_and_every_input_is_seen(name: str, source: Checkpoint
             torch.testing.assert_close(calls.sums_D, torch.cat(calls.outputs_TD).sum(0), rtol=1e-4, atol=1e-4)
 
 
-@every_family
+@with_experts
 def test_pruned_equals_router_masked(name: str, source: Checkpoint) -> None:
     """Cutting experts out is a router that never chooses them; biases of the choice go with their expert."""
     pruned, masked = layer_of(source), layer_of(source)
@@ -221,7 +222,7 @@ def test_pruned_equals_router_masked(name: str, source: Checkpoint) -> None:
     assert not torch.allclose(unmasked, expected, atol=1e-2)  # the experts that went were in use
 
 
-@every_family
+@with_experts
 def test_cut_and_kept(name: str, source: Checkpoint) -> None:
     """Router rows and biases go with their expert; all else in the layer, shared experts too, stays bit for bit."""
     before, after = layer_of(source), layer_of(source)
@@ -238,7 +239,7 @@ def test_cut_and_kept(name: str, source: Checkpoint) -> None:
     assert lost == 2 * before.parameters_per_expert()
 
 
-@every_family
+@with_experts
 def test_named_experts_are_read_as_if_the_others_had_been_cut(name: str, source: Checkpoint) -> None:
     """Only they are read from disk, where each has keys of its own; in any order, and into any place."""
     index = moe_layers(source)[-1]
