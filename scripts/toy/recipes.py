@@ -170,6 +170,7 @@ def _rung(experts: int) -> tuple[Phase, ...]:
 TOYS: dict[str, tuple[Phase, ...]] = {
     "toy_moe": (Phase(RECIPE, toy_config),),
     "toy_arctic": (Phase(ARCTIC_RECIPE, toy_arctic_config),),
+    "toy_dense": (Phase(DENSE_RECIPE, partial(_dense_config, width=DENSE_WIDTH)),),
     "toy_upcycled": upcycled(128, 16, 2, DENSE_RECIPE, UPCYCLED_RECIPE, CONTINUED_RECIPE),
     **{f"ladder_{experts}": _rung(experts) for experts in (8, 16, 32, 64, 128, 256)},
 }

@@ -12,12 +12,16 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2S
 
 from stun_exp.models import register
 from stun_exp.models.fused import fuse_experts_
+from stun_exp.moe import coupled
 from stun_exp.moe.families import family_of
 from stun_exp.moe.layers import MoELayer, layer_paths, layers_of
 from stun_exp.utils.files import own_file, read_json_object
 
 EXPERTS_PER_LAYER = "experts_per_layer"
 """Key in config.json of a pruned model whose layers keep different numbers of experts."""
+
+WIDTHS_PER_LAYER = "widths_per_layer"
+"""Key in config.json of a dense model whose layers are not equally wide: [hidden units, groups of heads] of each."""
 
 MOST = 10_000
 """Layers, or experts of a layer, that any model has: far more than those there are."""
@@ -79,6 +83,20 @@ class Architecture:
             )
         return counts
 
+    def _widths(self, num_layers: int) -> list[list[int]]:
+        """[Hidden units, groups of heads] of each layer of a dense model, where the config says so; else none."""
+        widths = self.raw.get(WIDTHS_PER_LAYER, [])
+        pairs = isinstance(widths, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(width) is int and width >= 0 for width in pair)
+            for pair in widths
+        )
+        if not pairs or len(widths) not in (0, num_layers):
+            raise ValueError(
+                f"{self.path / 'config.json'}: {WIDTHS_PER_LAYER} must be a list of [hidden units, groups of heads], "
+                f"one for each of the {num_layers} layers"
+            )
+        return widths
+
     def _config_dtype(self) -> torch.dtype:
         name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32")
         dtype = getattr(torch, name, None)
@@ -107,6 +125,8 @@ class Architecture:
         for layer, count in zip(layers, self.experts_per_layer or (), strict=False):
             if count:
                 layer.resize(count)
+        for layer, (units, groups) in zip(layers, self._widths(len(layers)), strict=False):
+            coupled.resize_(layer, units, groups)
         return model
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from hydra.plugins.launcher import Launcher
@@ -16,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli.composing import HYDRA_ERRORS, PARAMS, UNNAMED, Composed, composed, configs, one_line
+from stun_exp.cli.dense import without_experts_
 from stun_exp.cli.jobs import NO_SWEEP, Jobs, Sweep, is_hydras
 from stun_exp.cli.overrides import Argument, ConfigGroups, parsed_override, read
 from stun_exp.cli.partial_settings import ADDED, Lacks, PartialSetting, partial_settings
@@ -132,7 +134,9 @@ def settings_of(overrides: Sequence[str], conf: Path) -> Settings:
         raise ConfigError(f"{flag}: only settings, KEY=VALUE, can be given here; flags are for runs" for flag in flags)
     check(overrides, conf, writes=False)
     with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
-        return build(composed(tuple(overrides)).cfg)
+        found = composed(tuple(overrides)).cfg
+        without_experts_(found, overrides)
+        return build(found)
 
 
 def composed_of(overrides: Sequence[str], conf: Path, out: Path | None) -> tuple[DictConfig, dict[str, str | None]]:
@@ -144,8 +148,9 @@ def composed_of(overrides: Sequence[str], conf: Path, out: Path | None) -> tuple
     check([*overrides, *folder], conf, writes=out is not None)
     with initialize_config_dir(str(conf), version_base="1.3", job_name="stun"):
         found = composed(tuple(overrides))
+        without_experts_(found.cfg, overrides)
         OmegaConf.resolve(found.cfg)
-        return found.cfg, {str(group): choice for group, choice in found.hydra.hydra.runtime.choices.items()}
+        return found.cfg, {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
 
 
 def _alike(arguments: list[Argument], params: dict[str, Any], unnamed: list[str]) -> list[str]:

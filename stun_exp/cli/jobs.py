@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli.composing import HYDRA_ERRORS, MOST_CONFIGS, Composed, names_in, one_line
+from stun_exp.cli.dense import without_experts_
 from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import Argument, ConfigGroups, parsed_override, setting_name
 from stun_exp.cli.partial_settings import Lacks, PartialSetting, lack
@@ -108,6 +109,7 @@ class Jobs:
                 yield from self._set_(cfg, argument, text, names)
         if self.names_only:
             return
+        without_experts_(cfg, job)
         out = self._folder(composed, point) if self.writes else None
         if out is not None and (why := folder_refusal(out)):
             yield f"{self._place(composed)}: {why}"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stun_exp.cli.check import checked, settings_of
 from stun_exp.cli.composing import HYDRA_ERRORS, one_line
+from stun_exp.cli.dense import without_experts_
 from stun_exp.cli.interrupts import spare_workers, stop_if_told, stoppable
 from stun_exp.cli.naming import folder_name
 from stun_exp.cli.overrides import CONFIG_NAME
@@ -64,6 +65,7 @@ def job(cfg: DictConfig, settings: Sequence[PartialSetting] = ()) -> float | Non
         _Single.folder = Path(here.runtime.output_dir)
     try:
         forget_error(Path(here.runtime.output_dir))
+        without_experts_(cfg, here.overrides.task)
         warned = warnings_for(settings, here.overrides.task, here.runtime.choices)
         specs = [spec._replace(warnings=warned) for spec in specs_from(cfg, Path(here.runtime.output_dir))]
         # Late, for a quick answer to a mistake: torch comes in with run, and libraries must be prepared before it.

@@ -18,10 +18,11 @@ from stun_exp.recovery.protocol import Recovery
 from stun_exp.skipping.protocol import Skipping
 from stun_exp.state.cache import Cache
 from stun_exp.streaming.settings import Streaming
+from stun_exp.structured_pruner.protocol import StructuredPruner
 from stun_exp.tracker.protocol import Tracker
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
-STAGES = ("open", "experts", "allocate", "prune", "recover", "verify", "export", "skip", "evaluate", "report")
+STAGES = ("open", "structure", "experts", "allocate", "prune", "recover", "verify", "export", "skip", "evaluate", "report")
 """What a run goes through; a setting affects the stage that `Since` names, and all after it."""
 WEIGHT_STAGES = STAGES[: STAGES.index("recover") + 1]
 """Those that the pruned weights come from."""
@@ -34,6 +35,7 @@ class Settings(Component):
 
     model: Annotated[Model, Slot(), Since("open")]
     calibration: Annotated[Calibration, Slot(), Since("open")]
+    structured_pruner: Annotated[StructuredPruner, Slot(), Since("structure")]
     expert_pruner: Annotated[ExpertPruner, Slot(), Since("experts")]
     allocation: Annotated[Allocation, Slot(), Since("allocate")]
     unstructured_pruner: Annotated[UnstructuredPruner, Slot(), Since("allocate")]
@@ -72,8 +74,16 @@ class Settings(Component):
             return sparsity
         if not 0 <= sparsity < 1:
             raise ValueError("must be at least 0 and below 1")
-        if "expert_pruner" not in info.data or "unstructured_pruner" not in info.data:
+        if not {"structured_pruner", "expert_pruner", "unstructured_pruner"} <= info.data.keys():
             return sparsity  # a pruner is wrong and has its own line
+        structured: float = info.data["structured_pruner"].removed_share()
+        if structured:
+            if structured > sparsity:
+                raise ValueError(
+                    f"below structured_pruner.ratio={structured}, which alone removes more; pass sparsity={structured} "
+                    f"or more, or structured_pruner.ratio={sparsity} or less"
+                )
+            return sparsity
         pruner: ExpertPruner = info.data["expert_pruner"]
         ratio, settable = pruner.removed_share(), pruner.has_ratio()
         if info.data["unstructured_pruner"].prunes:

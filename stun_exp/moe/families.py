@@ -6,6 +6,24 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
+class Coupled:
+    """Linears of a dense layer of which parts can only go together, by their paths in the layer.
+
+    A hidden unit is a row of each of `ups`, in each of the halves that one may hold, and a column of `down`. A group of
+    heads is what shares a head of keys and values: its rows of `query`, `key` and `value`, and its columns of `out`;
+    without these four, attention is left whole.
+    """
+
+    ups: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    heads: tuple[str, str, str, str] | None = None
+    width_key: str = "intermediate_size"
+    """Key of the number of hidden units in config.json."""
+    biases: Mapping[str, str] = field(default_factory=dict)
+    """Key in config.json that gives a bias to `down` or to the heads' output, by that linear's path."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoEFamily:
     """Where one architecture keeps its weights; paths are attribute names inside the model or one of its layers."""
 
@@ -32,6 +50,8 @@ class MoEFamily:
     hands_on: Mapping[int, int] = field(default_factory=dict)
     """Outputs of a layer besides the hidden states that the next takes: their place in the one's outputs and in the
     other's arguments."""
+    coupled: Coupled | None = None
+    """What a dense layer can lose besides single weights."""
 
     @property
     def is_dense(self) -> bool:
@@ -39,6 +59,8 @@ class MoEFamily:
         return self.num_experts_key is None
 
 
+_HEADS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_ATTENTION_BIAS = {"self_attn.o_proj": "attention_bias"}
 _BIASED = ("weight", "e_score_correction_bias")
 _SHARED_GATE = ("mlp.shared_expert_gate",)
 _SEQ2SEQ_ROWS = ("classifier.weight", "classifier.bias")
@@ -119,17 +141,34 @@ FAMILIES = {
             hands_on={1: 2, 2: 5},
         ),
         # Dense.
-        MoEFamily(model_type="gemma2"),
-        MoEFamily(model_type="gemma3_text"),
-        MoEFamily(model_type="gpt_neox", stacks=("gpt_neox.layers",)),
-        MoEFamily(model_type="llama"),
-        MoEFamily(model_type="mistral"),
-        MoEFamily(model_type="olmo2"),
-        MoEFamily(model_type="opt", stacks=("model.decoder.layers",), blocks=("",), mlps=("fc1", "fc2")),
-        MoEFamily(model_type="phi3"),
-        MoEFamily(model_type="qwen2"),
-        MoEFamily(model_type="qwen3"),
-        MoEFamily(model_type="smollm3"),
+        MoEFamily(model_type="gemma2", coupled=Coupled(heads=_HEADS, biases=_ATTENTION_BIAS)),
+        MoEFamily(model_type="gemma3_text", coupled=Coupled(heads=_HEADS, biases=_ATTENTION_BIAS)),
+        # Heads of GPT-NeoX and OPT have a size that follows from their number, and OLMo 2 normalizes over all of them.
+        MoEFamily(
+            model_type="gpt_neox",
+            stacks=("gpt_neox.layers",),
+            coupled=Coupled(ups=("mlp.dense_h_to_4h",), down="mlp.dense_4h_to_h"),
+        ),
+        MoEFamily(
+            model_type="llama",
+            coupled=Coupled(heads=_HEADS, biases={**_ATTENTION_BIAS, "mlp.down_proj": "mlp_bias"}),
+        ),
+        MoEFamily(model_type="mistral", coupled=Coupled(heads=_HEADS)),
+        MoEFamily(model_type="olmo2", coupled=Coupled()),
+        MoEFamily(
+            model_type="opt",
+            stacks=("model.decoder.layers",),
+            blocks=("",),
+            mlps=("fc1", "fc2"),
+            coupled=Coupled(ups=("fc1",), down="fc2", width_key="ffn_dim"),
+        ),
+        MoEFamily(model_type="phi3", coupled=Coupled(ups=("mlp.gate_up_proj",))),
+        MoEFamily(model_type="qwen2", coupled=Coupled(heads=_HEADS)),
+        MoEFamily(model_type="qwen3", coupled=Coupled(heads=_HEADS, biases=_ATTENTION_BIAS)),
+        MoEFamily(
+            model_type="smollm3",
+            coupled=Coupled(heads=_HEADS, biases={**_ATTENTION_BIAS, "mlp.down_proj": "mlp_bias"}),
+        ),
     )
 }
 DENSE = tuple(family.model_type for family in FAMILIES.values() if family.is_dense)

@@ -1,6 +1,7 @@
 """See every routing decision, expert call and linear input of one decoder layer while it runs.
 
-Shapes: T tokens, E experts, K experts a token, N tokens of one expert, D hidden size, F expert width, C inputs.
+Shapes: B sequences, T tokens, E experts, K experts a token, N tokens of one expert, D hidden size, F expert width, C
+inputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,9 @@ class Statistic:
     def linear(self, name: str, x_TC: Tensor) -> None:
         """The input of a plain linear (attention, dense or shared feed-forward)."""
 
+    def layer(self, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        """The hidden states of a batch that come into the layer, and those that leave it."""
+
     def state(self) -> dict[str, Any]:
         """What was gathered, as tensors and plain data, for `restore_` to put into an empty statistic of its kind."""
         return dict(vars(self))
@@ -74,7 +78,7 @@ def observe(layer: MoELayer, statistics: Sequence[Statistic]) -> Iterator[None]:
 
     The layer must have a config of its own, as layers read from a checkpoint do: the way experts are run is set there.
     """
-    hooks = []
+    hooks = [layer.module.register_forward_hook(_layer_hook(statistics))]
     for name, linear in layer.linears():
         hooks.append(linear.register_forward_pre_hook(_linear_hook(name, statistics)))
     if layer.is_moe:
@@ -91,6 +95,14 @@ def observe(layer: MoELayer, statistics: Sequence[Statistic]) -> Iterator[None]:
         if layer.is_moe:
             config._experts_implementation = implementation
             del layer.experts.observers
+
+
+def _layer_hook(statistics: Sequence[Statistic]) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        for statistic in statistics:
+            statistic.layer(args[0], output[0] if isinstance(output, tuple) else output)
+
+    return hook
 
 
 def _linear_hook(name: str, statistics: Sequence[Statistic]) -> Any:

@@ -1,6 +1,6 @@
 """What expert pruners want to know of a layer, gathered in one pass over the calibration tokens.
 
-Shapes: T tokens, E experts, K experts a token, N tokens of one expert, D hidden size.
+Shapes: B sequences, T tokens, E experts, K experts a token, N tokens of one expert, D hidden size.
 """
 
 import torch
@@ -131,3 +131,29 @@ class RouterLogitGram(Statistic):
     def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
         logits_TE = router_logits_TE.double()
         self.gram_EE += (logits_TE.T @ logits_TE).cpu()
+
+
+class HiddenStates(Statistic):
+    """How much a layer turns the hidden states, and those of each sequence's last token before and after it."""
+
+    def __init__(self) -> None:
+        self.cosines = 0.0
+        self.num_tokens = 0
+        self.before_BD: list[Tensor] = []
+        self.after_BD: list[Tensor] = []
+
+    def layer(self, x_BTD: Tensor, y_BTD: Tensor) -> None:
+        # In 64 bits: a layer that changes next to nothing is told from one that changes nothing.
+        x_BTD, y_BTD = x_BTD.double(), y_BTD.double()
+        self.cosines += float(torch.nn.functional.cosine_similarity(x_BTD, y_BTD, dim=-1).sum())
+        self.num_tokens += x_BTD.shape[:2].numel()
+        self.before_BD.append(x_BTD[:, -1].float().cpu())
+        self.after_BD.append(y_BTD[:, -1].float().cpu())
+
+    def influence(self) -> float:
+        """1 - E cos(before, after) over all tokens (ShortGPT's block influence): 0 for a layer that changes nothing."""
+        return max(0.0, 1 - self.cosines / max(self.num_tokens, 1))
+
+    def last_tokens(self) -> tuple[Tensor, Tensor]:
+        """Of each sequence's last token, before the layer and after it."""
+        return torch.cat(self.before_BD), torch.cat(self.after_BD)

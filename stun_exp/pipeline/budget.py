@@ -1,13 +1,14 @@
 """Total sparsity <-> expert ratio <-> weight ratio, exact, by parameter counts.
 
-With N weights in scope, R of them in removed experts, and P left that the second stage may prune, a total sparsity s
-leaves the second stage the ratio (s N - R) / P of its weights.
+With N weights in scope, R of them in what the first stage removes, and P left that the second stage may prune, a total
+sparsity s leaves the second stage the ratio (s N - R) / P of its weights.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.moe.counts import by_layer
 from stun_exp.moe.layers import Kind, MoELayer
@@ -36,10 +37,13 @@ class Budget:
     sparsity: float
     in_scope: int
     layers: list[LayerBudget]
+    """Of the model that is pruned: a structured pruner may have taken layers, and parts of those that are left."""
+    restructured: int = 0
+    """Weights in scope that the structured pruner has taken."""
 
     @property
     def removed(self) -> int:
-        return sum(layer.removed for layer in self.layers)
+        return sum(layer.removed for layer in self.layers) + self.restructured
 
     @property
     def prunable(self) -> int:
@@ -53,8 +57,8 @@ class Budget:
         missing = self.sparsity * self.in_scope - self.removed
         if missing < -BUDGET_TOLERANCE * self.in_scope:
             raise ValueError(
-                f"sparsity={self.sparsity}: the expert stage alone takes {self.removed / self.in_scope:.4f} of the "
-                "weights in scope; raise sparsity or lower expert_pruner.ratio"
+                f"sparsity={self.sparsity}: the first stage alone takes {self.removed / self.in_scope:.4f} of the "
+                f"weights in scope; raise sparsity or lower {self._first_ratio()}"
             )
         if missing > self.prunable:
             most = (self.removed + self.prunable) / self.in_scope
@@ -63,6 +67,14 @@ class Budget:
                 "or prune attention too, or choose sparsity_scope=experts"
             )
         return max(missing, 0) / self.prunable if self.prunable else 0.0
+
+    def without(self, share: float, weights: int) -> "Budget":
+        """What is to be expected where a structured pruner will take that share of each layer, so many `weights`."""
+        layers = [replace(layer, prunable=round(layer.prunable * (1 - share))) for layer in self.layers]
+        return replace(self, layers=layers, restructured=weights)
+
+    def _first_ratio(self) -> str:
+        return "structured_pruner.ratio" if self.restructured else "expert_pruner.ratio"
 
 
 def weights_ratio(budget: Budget, pruner: UnstructuredPruner) -> float:
@@ -75,8 +87,17 @@ def kinds_in_scope(scope: Scope) -> set[Kind]:
     return {"expert"} if scope == "experts" else {"expert", "attention", "mlp"}
 
 
-def budget_of(checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, scope: Scope, attention: bool) -> Budget:
+def budget_of(
+    checkpoint: Checkpoint,
+    kept: dict[int, int],
+    sparsity: float,
+    scope: Scope,
+    attention: bool,
+    restructured: int = 0,
+) -> Budget:
     """The counts when layer i keeps `kept[i]` experts (all, for a layer that is not named).
+
+    `restructured` weights in scope are no longer in the checkpoint: the structured pruner has taken them.
 
     `experts` counts the matrices of routed experts, `decoder` every matrix of a decoder layer but the router and gates,
     `model` every parameter. `attention` says whether the second stage may prune attention.
@@ -94,7 +115,15 @@ def budget_of(checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, sco
         in_scope = everything if scope == "model" else sum(by_kind[kind] for kind in kinds)
         layers.append(LayerBudget(in_scope, removed, prunable - removed_weights))
     outside = checkpoint.num_parameters - sum(layer.in_scope for layer in layers) if scope == "model" else 0
-    return Budget(sparsity, outside + sum(layer.in_scope for layer in layers), layers)
+    in_scope = restructured + outside + sum(layer.in_scope for layer in layers)
+    return Budget(sparsity, in_scope, layers, restructured)
+
+
+def weights_in_scope(architecture: Architecture, scope: Scope) -> int:
+    """All weights that count for a total sparsity under a scope."""
+    if scope == "model":
+        return architecture.num_parameters
+    return sum(count_by_kind(layer)[kind] for layer in architecture.outlines for kind in kinds_in_scope(scope))
 
 
 class CountedLayer(Protocol):
@@ -137,7 +166,12 @@ def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
     """
     layers = [layer for layer in map(checkpoint.outline, range(checkpoint.num_layers)) if layer.is_moe]
     if not layers:
-        raise ValueError(f"{checkpoint.path}: no layer has experts")
+        if not ratio:
+            return {}
+        raise ValueError(
+            f"expert_pruner.ratio={ratio:g}: no layer of {checkpoint.path} has experts; pass expert_pruner=none, and "
+            "structured_pruner=neurons or structured_pruner=layers to remove whole parts of a dense model"
+        )
     total = sum(layer.num_experts for layer in layers)
     removable = sum(layer.num_experts - layer.min_experts for layer in layers)
     left = round(ratio * total)

@@ -63,7 +63,7 @@ def evaluate_unpruned(run: RunContext, inputs: Inputs) -> EvaluatedCheckpoint | 
     """The benchmarks of the model as it was, if that is asked for: measured once for all runs that share a cache."""
     if not inputs.benchmarks.baseline:
         return None
-    result = _of_run(run, inputs, inputs.checkpoint, inputs.identity, {})
+    result = _of_run(run, inputs, inputs.unpruned, inputs.unpruned_identity, {})
     write_json_lines(run.out / "baseline_samples.jsonl", map(asdict, result.samples))
     return result
 

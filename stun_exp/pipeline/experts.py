@@ -23,7 +23,9 @@ EXPERTS = Stage("experts", result=Plan, cached=True, warnings=lambda plan: plan.
 
 
 def decide_experts(run: RunContext, inputs: Inputs) -> Plan:
-    """The plan of the run's expert pruner."""
+    """The plan of the run's expert pruner; an empty one for a dense model."""
+    if not moe_layers(inputs.checkpoint):
+        return Plan([])
     seen, reference = inputs.walk(run, "selecting experts"), inputs.walk(run, "full model")
     cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
     plan = plan_experts(inputs.checkpoint, run.settings.expert_pruner, seen, reference, cached)
@@ -52,10 +54,8 @@ class LayerOnDisk:
 
 
 def moe_layers(checkpoint: Checkpoint) -> list[LayerOnDisk]:
-    """The layers that have experts; ValueError if there are none."""
+    """The layers that have experts."""
     layers = [index for index in range(checkpoint.num_layers) if checkpoint.outline(index).is_moe]
-    if not layers:
-        raise ValueError(f"{checkpoint.path}: no layer has experts")
     return [LayerOnDisk(checkpoint, index) for index in layers]
 
 

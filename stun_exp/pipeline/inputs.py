@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stun_exp.moe.skip import GateRatios
     from stun_exp.pipeline.context import RunContext
     from stun_exp.pipeline.source_zeros import LayerZeros
+    from stun_exp.pipeline.structure import Structure
     from stun_exp.pipeline.weight_stage import WeightStage
 
 
@@ -38,6 +39,11 @@ class Inputs:
     zeros: "list[LayerZeros]"
     source_zeros: float
     """Share of the weights in scope that is zero before anything is pruned."""
+    unpruned: "Checkpoint"
+    """The model as it was; `checkpoint` has lost what the structured pruner takes."""
+    unpruned_identity: dict[str, str]
+    structure: "Structure | None" = None
+    """What the structured pruner took."""
 
     def walk(self, run: "RunContext", what: str, plan: "Plan | None" = None, runs: bool = True, **more: Any) -> Walk:
         """A walk through the checkpoint on the calibration tokens, as the plan leaves it; `what` is for the screen."""

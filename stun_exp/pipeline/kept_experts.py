@@ -48,6 +48,8 @@ def kept_experts(checkpoint: Checkpoint, pruner: ExpertPruner) -> KeptExperts:
     ValueError, as in the run, where it cannot keep what is asked for.
     """
     layers = [_RouterOnDisk(checkpoint, layer.index) for layer in moe_layers(checkpoint)]
+    if not layers:
+        return KeptExperts({}, ["the model is dense"], False)
     if any(pruner.statistics(layer) for layer in layers):
         return KeptExperts(None, ["not known yet, the expert pruner needs calibration data"], False)
     even = even_counts(layers, pruner.removed_share() if pruner.has_ratio() else 0.0)

@@ -71,7 +71,7 @@ def open_inputs(run: RunContext) -> Inputs | None:
     zeros, source_zeros = _zeros(run, checkpoint, identity, stage, checked)
     for warning in warnings_at_once(settings, checkpoint, checked.benchmarks, bool(checked.gates), source_zeros):
         run.warn(warning)
-    found = (checked.benchmarks, checked.gates, zeros, source_zeros)
+    found = (checked.benchmarks, checked.gates, zeros, source_zeros, checkpoint, identity)
     return Inputs(checkpoint, identity, tokenizer, tokens, training_NT, stage, *found)
 
 

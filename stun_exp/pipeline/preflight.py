@@ -15,13 +15,13 @@ from stun_exp.config.settings import Settings
 from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 from stun_exp.moe.skip import GateRatios
 from stun_exp.pipeline.backend import check_backend
-from stun_exp.pipeline.budget import Budget, budget_of, expected_counts, weights_ratio
+from stun_exp.pipeline.budget import Budget, budget_of, expected_counts, weights_in_scope, weights_ratio
 from stun_exp.pipeline.kept_experts import KeptExperts, kept_experts
 from stun_exp.pipeline.skip import gate_statistics
 from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.state.artifacts import ARTIFACTS, CHECKPOINT
 from stun_exp.state.device import machine
-from stun_exp.unstructured_pruner.pattern import check_width
+from stun_exp.unstructured_pruner.pattern import check_width, parsed
 
 TOKEN_BYTES = 48
 """What a token takes in memory while calibration text is drawn: a number in a list, and once more in a tensor."""
@@ -172,6 +172,8 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
     with told.noted():
         check_pattern(checkpoint, WeightStage(pruner, settings.sparsity_scope))
     with told.noted():
+        check_structure(settings, checkpoint)
+    with told.noted():
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
         counts = expected_counts(checkpoint, ratio)
         _budget(settings, checkpoint, counts)
@@ -193,7 +195,32 @@ def _budget(settings: Settings, checkpoint: Checkpoint, counts: dict[int, int]) 
     pruner = settings.unstructured_pruner
     assert isinstance(settings.sparsity, float | int)
     budget = budget_of(checkpoint, counts, settings.sparsity, settings.sparsity_scope, pruner.attention)
+    if not budget.in_scope:
+        raise ValueError(
+            f"sparsity_scope={settings.sparsity_scope}: {checkpoint.path} has no such weights; pass "
+            "sparsity_scope=decoder"
+        )
+    if share := settings.structured_pruner.expected_share(checkpoint.outlines):
+        budget = budget.without(share, round(share * weights_in_scope(checkpoint, "decoder")))
     return budget, weights_ratio(budget, pruner)
+
+
+def check_structure(settings: Settings, checkpoint: Checkpoint) -> None:
+    """ValueError, before any weight is read, if the model cannot lose the parts that are asked."""
+    pruner = settings.structured_pruner
+    if not pruner.removed_share():
+        return
+    if settings.sparsity_scope == "experts":
+        raise ValueError(
+            "sparsity_scope=experts counts no weight that structured_pruner takes; pass sparsity_scope=decoder"
+        )
+    if pruner.single_sequences() and settings.calibration.batch_size != 1:
+        raise ValueError(
+            f"structured_pruner.official=true takes a batch for one sequence, and calibration.batch_size="
+            f"{settings.calibration.batch_size}; pass calibration.batch_size=1"
+        )
+    n_of_m = parsed(settings.unstructured_pruner.pattern) if settings.unstructured_pruner.prunes else None
+    pruner.check(checkpoint.outlines, n_of_m[1] if n_of_m else 1)
 
 
 def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:

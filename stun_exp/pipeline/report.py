@@ -16,7 +16,7 @@ from stun_exp.pipeline.provenance import provenance
 from stun_exp.pipeline.prune import PreparedRun, Written
 from stun_exp.pipeline.skip import Threshold, skipping_json
 from stun_exp.pipeline.verify import WrittenCheckpoint
-from stun_exp.state.artifacts import CHECKPOINT, REPORT, SCHEMA
+from stun_exp.state.artifacts import CHECKPOINT, REPORT, SCHEMA, STRUCTURED
 from stun_exp.state.finished import kept_files
 from stun_exp.state.ownership import remove
 from stun_exp.utils.files import write_file
@@ -44,6 +44,7 @@ def report_of(
         "choices": dict(run.choices),
         "settings": run.spec.config,
         "model": _model(run, inputs, on_disk),
+        "structure": inputs.structure and inputs.structure.json(),
         "experts": _experts(prepared.plan),
         "expert_stage": expert_stage_json(prepared.plan, damage_json(prepared.damage)),
         "redundancy": redundancy_json(prepared.damage),
@@ -67,15 +68,15 @@ def leave_report(run: RunContext, report: dict[str, Any], on_disk: WrittenCheckp
         write_file(run.out / CHECKPOINT / CARD, [model_card(report, command_of(run.out)).encode()])
         run.note_kept(kept_files(run.out, on_disk.digest))
     write_json(run.out / REPORT, report)
-    if not run.keeps_checkpoint:
-        remove(run.out, [name for name in run.journal.own if name.startswith(f"{CHECKPOINT}/")])
+    gone = [STRUCTURED] if run.keeps_checkpoint else [CHECKPOINT, STRUCTURED]
+    remove(run.out, [name for folder in gone for name in run.own_in(folder)])
 
 
 def _model(run: RunContext, inputs: Inputs, on_disk: WrittenCheckpoint) -> dict[str, Any]:
     return {
         "source": run.settings.model.path,
         "model_type": inputs.checkpoint.config.model_type,
-        "params_before": inputs.checkpoint.num_parameters,
+        "params_before": inputs.unpruned.num_parameters,
         "params_after": on_disk.checkpoint.num_parameters,
     }
 
@@ -83,4 +84,4 @@ def _model(run: RunContext, inputs: Inputs, on_disk: WrittenCheckpoint) -> dict[
 def _experts(plan: Plan) -> dict[str, Any]:
     before = [layer.num_experts for layer in plan.layers]
     after = list(plan.num_kept.values())
-    return {"before": before, "after": after, "ratio": 1 - sum(after) / sum(before)}
+    return {"before": before, "after": after, "ratio": 1 - sum(after) / sum(before) if before else 0.0}

@@ -1,4 +1,4 @@
-"""One run, top to bottom: checkpoint -> experts -> weights -> written checkpoint -> benchmarks -> report."""
+"""One run, top to bottom: checkpoint -> parts -> experts -> weights -> written checkpoint -> benchmarks -> report."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,8 +22,9 @@ from stun_exp.pipeline.prune import PreparedRun, Written, clear_folder, find_lay
 from stun_exp.pipeline.recover import RECOVER, find_recovered, recover
 from stun_exp.pipeline.report import leave_report, report_of
 from stun_exp.pipeline.skip import SKIP, skip
+from stun_exp.pipeline.structure import restructure, weights_taken
 from stun_exp.pipeline.verify import VERIFY, verify
-from stun_exp.state.artifacts import CHECKPOINT, REPORT
+from stun_exp.state.artifacts import CHECKPOINT, REPORT, STRUCTURED
 from stun_exp.state.finished import is_over
 from stun_exp.state.ownership import remove
 from stun_exp.tracker.protocol import harmless
@@ -61,6 +62,7 @@ def prepare(run: RunContext) -> PreparedRun | None:
     if inputs is None:
         return None
     begin(run, files_of(inputs.checkpoint))
+    inputs = restructure(run, inputs)
     recovered = find_recovered(run)
     found = find_layers(run, recovered.shards if recovered else None)
     clear_folder(run, inputs, found)
@@ -69,7 +71,12 @@ def prepare(run: RunContext) -> PreparedRun | None:
     damage = run.stage(DAMAGE, measure_damage, inputs, plan)
     settings, pruner = run.settings, run.settings.unstructured_pruner
     budget = budget_of(
-        inputs.checkpoint, plan.num_kept, run.sparsity, settings.sparsity_scope, attention=pruner.attention
+        inputs.checkpoint,
+        plan.num_kept,
+        run.sparsity,
+        settings.sparsity_scope,
+        pruner.attention,
+        weights_taken(run, inputs),
     )
     ratio = weights_ratio(budget, pruner)
     allocated = run.stage(ALLOCATE, allocate, inputs, plan, budget, ratio)
@@ -97,7 +104,7 @@ def begin(run: RunContext, names: Sequence[str]) -> None:
     anew = is_over(run.out) or run.settings.resume == "restart"
     run.begin(run.made_of(), anew, names)
     if anew:
-        remove(run.out, [REPORT, *run.own_in(CHECKPOINT), *run.own_in("recovery")])
+        remove(run.out, [REPORT, *run.own_in(CHECKPOINT), *run.own_in(STRUCTURED), *run.own_in("recovery")])
     write_file(run.out / "config.yaml", [yaml.safe_dump(run.spec.config, sort_keys=False).encode()])
 
 

@@ -160,7 +160,9 @@ def measured_sparsity(
         "target": settings.sparsity,
         "scope": settings.sparsity_scope,
         "attention": settings.unstructured_pruner.attention and settings.sparsity_scope != "experts",
-        "achieved": sum(layer["removed"] + layer["zeros"] for layer in layers) / budget.in_scope,
+        "restructured": budget.restructured,
+        "achieved": (budget.restructured + sum(layer["removed"] + layer["zeros"] for layer in layers))
+        / budget.in_scope,
         "source_zeros": source_zeros,
         "weights_ratio": sum(n.prunable * layer.ratio for n, layer in zip(budget.layers, pruned, strict=True))
         / max(budget.prunable, 1),

@@ -6,6 +6,8 @@ JOURNAL = "journal.jsonl"
 REPORT = "report.json"
 LOG = "run.log"
 CHECKPOINT = "checkpoint"
+STRUCTURED = "structured"
+"""What the structured pruner leaves of the model, for the stages after it."""
 RECOVERY = "recovery/state.pt"
 ARTIFACTS = (
     *("config.yaml", "metrics.json", "plan.json", REPORT, "retained_experts.json", "sparsity.json", LOG, RECOVERY),

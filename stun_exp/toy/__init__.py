@@ -7,5 +7,6 @@ MODELS = {
     "toy_moe": WEIGHTS,
     "toy_arctic": Path(__file__).parent / "weights_arctic",
     "toy_upcycled": Path(__file__).parent / "weights_upcycled",
+    "toy_dense": Path(__file__).parent / "weights_dense",
 }
 TASKS = Path(__file__).parent / "tasks"

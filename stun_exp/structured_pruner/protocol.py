@@ -1,0 +1,74 @@
+"""What a structured pruner is: it decides which parts of a dense model stay, and changes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from stun_exp.config.component import Component
+
+if TYPE_CHECKING:
+    from stun_exp.moe.coupled import LayerCut
+    from stun_exp.moe.layers import MoELayer
+    from stun_exp.moe.observe import Statistic
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What of each layer stays, in the order of the layers, and what the user should know of it."""
+
+    layers: "Sequence[LayerCut]"
+    warnings: Sequence[str] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the report says of how it was decided."""
+
+
+class StructuredPruner(Component):
+    """Decides which parts of a dense model go, from one pass over the calibration tokens or from weights alone.
+
+    It meets one layer of the unpruned model at a time, and decides for all of them at the end.
+    """
+
+    def removed_share(self) -> float:
+        """The share of the decoder's weights that goes."""
+        return 0.0
+
+    def expected_share(self, outlines: "Sequence[MoELayer]") -> float:
+        """The share of the decoder's weights that is going to go, as far as that is known before data is seen."""
+        return self.removed_share()
+
+    def has_equal_layers(self) -> bool:
+        """Whether all layers stay equally wide."""
+        return True
+
+    def single_sequences(self) -> bool:
+        """Whether the calibration must come in batches of one sequence."""
+        return False
+
+    def check(self, outlines: "Sequence[MoELayer]", multiple: int) -> None:
+        """ValueError, before a weight is read, if these layers cannot lose what is asked.
+
+        `multiple` is what widths must be multiples of for the second stage: the m of an n:m pattern, else 1.
+        """
+
+    def statistics(self, layer: "MoELayer") -> "list[Statistic]":
+        """What to gather in one layer over the calibration tokens; empty if no data is needed."""
+        return []
+
+    def examine(self, layer: "MoELayer", statistics: "list[Statistic]") -> Any:
+        """What `plan` needs of one layer, whose weights may be looked at."""
+
+    def plan(self, findings: list[Any]) -> Cuts:
+        """What stays of all layers; `findings` are in the order of the layers."""
+        raise AssertionError("a structured pruner that removes something defines this")
+
+
+class WithRatio(StructuredPruner):
+    """A structured pruner that is told how much to remove."""
+
+    ratio: float = Field(gt=0, lt=1)
+    """Share of the decoder's weights that goes: of its layers' matrices, embeddings and head left out."""
+
+    def removed_share(self) -> float:
+        return self.ratio
