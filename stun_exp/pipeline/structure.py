@@ -1,58 +1,25 @@
-"""The first stage of a dense model: which of its parts go, and the model without them, which the other stages work on."""
+"""The first stage of a dense model: which of its parts go, and the model without them for the stages after it."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from stun_exp.checkpoint.census import census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.restructured import RestructuredWriter, restructured_config
 from stun_exp.checkpoint.shards import digests_in
 from stun_exp.moe.coupled import LayerCut, cut_, sizes_of
-from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import observe
 from stun_exp.pipeline.budget import weights_in_scope
 from stun_exp.pipeline.context import RunContext, Stage
-from stun_exp.pipeline.diagnostics import Weights, weights_of
 from stun_exp.pipeline.inputs import Inputs
+from stun_exp.pipeline.parts import LayerParts, Structure
+from stun_exp.pipeline.preflight import files_of
 from stun_exp.pipeline.source_zeros import layer_zeros
 from stun_exp.state.artifacts import STRUCTURED
 from stun_exp.structured_pruner.protocol import Cuts
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LayerParts:
-    """What a layer had and what it has."""
-
-    layer: int
-    dropped: bool
-    units: tuple[int, int]
-    """Hidden units of its feed-forward, before and after."""
-    groups: tuple[int, int]
-    """Groups of attention heads, before and after; none where heads do not go by themselves."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What the structured pruner took from a model."""
-
-    layers: list[LayerParts]
-    weights_removed: int
-    """Weights of the decoder's matrices."""
-    shards: dict[str, str]
-    """The sha256 of the files that the model is kept in for the rest of the run."""
-    kurtosis: dict[str, float | None]
-    """Of the weights in the layers' matrices, before and after."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def json(self) -> dict[str, Any]:
-        """The report's part of that name."""
-        found = asdict(self)
-        return {key: found[key] for key in ("weights_removed", "layers", "kurtosis", "facts")}
 
 
 STRUCTURE: Stage[Structure] = Stage("structure", result=Structure, warnings=lambda found: found.warnings)
@@ -70,6 +37,7 @@ def restructure(run: RunContext, inputs: Inputs) -> Inputs:
         with run.at_work(STRUCTURE.name):
             found = structure(run, inputs)
     checkpoint = run.settings.model.written(folder, run.settings.stream.scratch(run.out))
+    run.journal.claim(files_of(checkpoint))  # of fewer layers, shards have other names
     zeros = layer_zeros(checkpoint, census_of(checkpoint), inputs.stage)
     identity = checkpoint.identity(lambda file: found.shards.get(file.name) or run.digests.of(file))
     return replace(inputs, checkpoint=checkpoint, identity=identity, zeros=zeros, structure=found)
@@ -84,16 +52,14 @@ def weights_taken(run: RunContext, inputs: Inputs) -> int:
 def structure(run: RunContext, inputs: Inputs) -> Structure:
     """Decides what stays, and writes the model of it into the run's folder."""
     checkpoint = inputs.checkpoint
-    cuts, before = _decide(run, inputs)
+    cuts = _decide(run, inputs)
     writer = RestructuredWriter(checkpoint, run.out / STRUCTURED, restructured_config(checkpoint, cuts.layers))
     run.journal.claim([f"{STRUCTURED}/{name}" for name in writer.names()])
-    after = Weights()
     for cut in cuts.layers:
         if cut.dropped:
             continue
         layer = checkpoint.read_layer(cut.layer)
         cut_(layer, cut)
-        after += _weights(layer)
         writer.write_layer(layer)
     writer.finish()
     removed = weights_in_scope(checkpoint, "decoder") - weights_in_scope(writer.target, "decoder")
@@ -102,34 +68,25 @@ def structure(run: RunContext, inputs: Inputs) -> Structure:
         _parts(checkpoint, cuts.layers),
         removed,
         {shard.name: shard.sha256 for shard in writer.shards},
-        {"before": before.kurtosis()["all"], "after": after.kurtosis()["all"]},
         cuts.facts,
         list(cuts.warnings),
     )
 
 
-def _decide(run: RunContext, inputs: Inputs) -> tuple[Cuts, Weights]:
-    """What stays, and the weights of the unpruned model."""
+def _decide(run: RunContext, inputs: Inputs) -> Cuts:
+    """What stays of the unpruned model."""
     pruner, checkpoint = run.settings.structured_pruner, inputs.checkpoint
     needs_data = any(pruner.statistics(layer) for layer in checkpoint.outlines[:1])
     walk = inputs.walk(run, "selecting parts", runs=needs_data)
-    findings, weights = [], Weights()
+    findings = []
     for step in walk:
         statistics = pruner.statistics(step.layer)
         if needs_data:
             with observe(step.layer, statistics):
                 step.forward()
         findings.append(pruner.examine(step.layer, statistics))
-        weights += _weights(step.layer)
     run.cost.forward_passes += walk.forward_passes
-    return pruner.plan(findings), weights
-
-
-def _weights(layer: MoELayer) -> Weights:
-    found = Weights()
-    for matrix in layer.matrices():
-        found += weights_of(matrix.weight_OC)
-    return found
+    return pruner.plan(findings)
 
 
 def _parts(checkpoint: Checkpoint, cuts: Sequence[LayerCut]) -> list[LayerParts]:
