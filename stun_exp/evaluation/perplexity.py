@@ -87,7 +87,7 @@ def windows_WT(text: str, tokenizer: Any, benchmark: TokenPerplexity) -> Tensor:
 @torch.inference_mode()
 def _nll_B(model: "PreTrainedModel", windows: Tensor, batch_size: int) -> Iterator[Tensor]:
     """The mean negative log-likelihood of a token in each window, in nats."""
-    for ids_BT in windows.split(batch_size):
+    for ids_BT in torch.split(windows, batch_size):
         logits_BTV = model(input_ids=ids_BT.to(model.device), use_cache=False).logits
         losses_BT = torch.nn.functional.cross_entropy(
             logits_BTV[:, :-1].float().transpose(1, 2), ids_BT[:, 1:].to(logits_BTV.device), reduction="none"
