@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from stun_exp.checkpoint.architecture import EXPERTS_PER_LAYER
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.expert_counts import EXPERTS_PER_LAYER
 from stun_exp.checkpoint.shards import INDEX, Shard, each_tensor, write_shard
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.moe.layers import MoELayer
-from stun_exp.utils.files import digest_of, read_json_object, sync_folder, write_file
+from stun_exp.utils.files import digest_of, sync_folder, write_file
 
 CARD, CODE = "README.md", "modeling_stun.py"
 """What an export and a run's end add to the folder: the model card, and what loads layers of different sizes."""
@@ -115,9 +115,8 @@ class CheckpointWriter:
         return self.shards
 
     def _config(self) -> dict[str, Any]:
-        config = read_json_object(self.source.path / "config.json")
-        config.pop("torch_dtype", None)
-        for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
+        config = self.source.plain_config()
+        for key in ("torch_dtype", "quantization_config", "auto_map"):  # the last leads to code of the source
             config.pop(key, None)
         config["dtype"] = str(self.source.written_dtype).removeprefix("torch.")
         # A training setting: it costs memory in every pass, and fails on layers of different sizes.
@@ -126,7 +125,6 @@ class CheckpointWriter:
         if len(set(counts) - {0}) == 1:
             for part, key in self.source.count_keys(config):
                 part[key] = max(counts)
-            config.pop(EXPERTS_PER_LAYER, None)
         else:
             config[EXPERTS_PER_LAYER] = counts
         return config
