@@ -115,8 +115,8 @@ def _overridden(layers: Any, spellings: set[str]) -> ToldCounts:
     for index, own in layers.items() if isinstance(layers, dict) else [("", None)]:
         if isinstance(own, dict) and (other := sorted(own.keys() - spellings)):
             raise ValueError(
-                f"{PER_LAYER_CONFIG} sets {', '.join(other)} of layer {index}, and layers can differ only in their number "
-                f"of experts ({', '.join(sorted(spellings))})"
+                f"{PER_LAYER_CONFIG} sets {', '.join(other)} of layer {index}, and layers can differ only in how many "
+                f"experts they have ({', '.join(sorted(spellings))})"
             )
         if not str(index).isdecimal() or not isinstance(own, dict) or not all(map(_is_count, own.values())):
             raise ValueError(f"{PER_LAYER_CONFIG} must say the expert count of layers by their numbers")

@@ -20,6 +20,9 @@ class MoEFamily:
     """The router inside the block."""
     router_rows: tuple[str, ...] = ("weight",)
     """Router tensors with an entry per expert, the projection first: they are cut together with the experts."""
+    barring: str | None = None
+    """The router tensor, if there is one, whose lowest value keeps an expert from ever being chosen: it is added to
+    what is compared, and the other experts' scores and gates do not depend on that expert."""
     gates: tuple[str, ...] = ()
     """Linears of a layer that gate, as a router does, or whose inputs cannot be seen: they are never pruned."""
     mlps: tuple[str, ...] = ()
@@ -33,7 +36,8 @@ class MoEFamily:
     other's arguments."""
 
 
-_BIASED = ("weight", "e_score_correction_bias")
+_CORRECTION = "e_score_correction_bias"
+_BIASED = ("weight", _CORRECTION)
 _SHARED_GATE = ("mlp.shared_expert_gate",)
 _SEQ2SEQ_ROWS = ("classifier.weight", "classifier.bias")
 
@@ -55,17 +59,24 @@ FAMILIES = {
             router_rows=("layer.weight",),
         ),
         MoEFamily(model_type="deepseek_v2", num_experts_key="n_routed_experts", renormalizes=False, group_best=1),
-        MoEFamily(model_type="deepseek_v3", num_experts_key="n_routed_experts", router_rows=_BIASED),
-        MoEFamily(model_type="dots1", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(
+            model_type="deepseek_v3", num_experts_key="n_routed_experts", router_rows=_BIASED, barring=_CORRECTION
+        ),
+        MoEFamily(model_type="dots1", num_experts_key="n_routed_experts", router_rows=_BIASED, barring=_CORRECTION),
         MoEFamily(
             model_type="ernie4_5_moe",
             num_experts_key="moe_num_experts",
+            # Not barring: the correction is added to a softmax over all experts, which one more would change.
             router_rows=("weight", "moe_statics.e_score_correction_bias"),
         ),
         MoEFamily(model_type="flex_olmo", num_experts_key="num_experts"),
-        MoEFamily(model_type="glm4_moe", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(model_type="glm4_moe", num_experts_key="n_routed_experts", router_rows=_BIASED, barring=_CORRECTION),
         MoEFamily(
-            model_type="gpt_oss", num_experts_key="num_local_experts", router="router", router_rows=("weight", "bias")
+            model_type="gpt_oss",
+            num_experts_key="num_local_experts",
+            router="router",
+            router_rows=("weight", "bias"),
+            barring="bias",
         ),
         MoEFamily(
             model_type="granitemoe", num_experts_key="num_local_experts", blocks=("block_sparse_moe",), router="router"
@@ -108,6 +119,7 @@ FAMILIES = {
             blocks=("layer.2.mlp", "layer.1.mlp"),
             router="router",
             router_rows=_SEQ2SEQ_ROWS,
+            barring="classifier.bias",
             renormalizes=False,
             # Relative position biases: the first layer of a stack has the weights, the others are handed the result.
             hands_on={1: 2, 2: 5},

@@ -44,6 +44,7 @@ def make_pruned(tiny_model: Callable[[str], Path], tmp_path: Path) -> Make:
             source=source,
             plan=plan,
             folder=writer.path,
+            writer=writer,
             profile=profile,
             weights_pruned=zeros,
             recovered=False,
