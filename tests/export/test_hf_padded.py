@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.load import assemble, load_checkpoint
+from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.export.hf_padded import HfPaddedExport
 from stun_exp.export.protocol import Pruned
 from stun_exp.moe.families import FAMILIES
@@ -136,6 +137,32 @@ def test_a_fresh_process_loads_it(make_pruned: Make) -> None:
     result = HfPaddedExport().export(make_pruned("glm4_moe", {2: FOUR}))
     assert result["loads_with"].endswith("AutoModelForCausalLM.from_pretrained(DIR)")
     assert 0 <= result["max_logit_difference"] <= result["tolerance"] < 0.1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_behind_its_export_prunes_no_layer_again(
+    runner: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the filled layers it could not go on: the unequal ones stay beside them until the run is over."""
+    overrides = ("expert_pruner.ratio=0.167", "export=hf_padded")
+    folder = tmp_path / "run" / "checkpoint"
+    with monkeypatch.context() as patch:
+
+        def stop(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("stun_exp.pipeline.run.evaluate_pruned", stop)
+        with pytest.raises(KeyboardInterrupt):
+            runner(*overrides, family="glm4_moe")
+    assert len(list(folder.glob("model-*"))) == 4
+    (filled,) = folder.glob("padded-*")
+    content = filled.read_bytes()
+    pruned: list[int] = []
+    monkeypatch.setattr(CheckpointWriter, "write_layer", lambda writer, layer: pruned.append(layer.index))
+    runner(*overrides, family="glm4_moe")
+    assert pruned == []
+    assert filled.read_bytes() == content
+    assert len(list(folder.glob("*.safetensors"))) == 4
 
 
 @pytest.mark.slow
