@@ -22,6 +22,7 @@ class HfExport(Component):
     (`assert num_experts % moe_ep_size == 0`), which the result lists; vLLM deals out what remains.
     """
 
+    equal_layers: ClassVar[bool] = True
     keeps_checkpoint: ClassVar[bool] = True
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:

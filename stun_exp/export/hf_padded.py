@@ -29,6 +29,7 @@ class HfPaddedExport(Component):
     back of what pruning saved, and the result says how much.
     """
 
+    equal_layers: ClassVar[bool] = True
     keeps_checkpoint: ClassVar[bool] = True
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:

@@ -17,6 +17,7 @@ class HfUnequalExport(Component):
     get none: stock transformers loads them.
     """
 
+    equal_layers: ClassVar[bool] = False
     keeps_checkpoint: ClassVar[bool] = True
 
     format: Literal["per_layer_config", "per_layer_num_experts", "expert_list"]

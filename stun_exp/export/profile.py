@@ -25,6 +25,7 @@ class ProfileExport(Component):
     The file holds numbers of experts and no weight: zeros and training are not in it, and the result says so.
     """
 
+    equal_layers: ClassVar[bool] = False
     keeps_checkpoint: ClassVar[bool] = False
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:

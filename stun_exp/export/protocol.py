@@ -48,6 +48,11 @@ class Export(Protocol):
     """A promise about where the pruned model can be used, and its proof."""
 
     @property
+    def equal_layers(self) -> bool:
+        """Whether all layers of the checkpoint that it leaves have equally many experts, whatever the plan keeps."""
+        ...
+
+    @property
     def keeps_checkpoint(self) -> bool:
         """Whether the promise is about the written checkpoint, which is then kept without save=true."""
         ...

@@ -168,10 +168,15 @@ def test_a_run_that_is_stopped_behind_its_export_prunes_no_layer_again(
 
 
 @pytest.mark.slow
-def test_a_run_leaves_the_filled_layers_alone(runner: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """No file of the unequal ones is left, and the card says what fills the layers."""
+def test_a_run_leaves_the_filled_layers_alone(
+    runner: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file of the unequal ones is left, the card says what fills the layers, and vLLM need not run unequal ones."""
+    checked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("stun_exp.pipeline.plan_files.check_backend", lambda *given: checked.append(given))
     report = runner("expert_pruner.ratio=0.167", "export=hf_padded", family="glm4_moe")
     assert len(set(report["experts"]["after"])) == 2
+    assert checked[0][-1] == ()
     folder = tmp_path / "run" / "checkpoint"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert {file.name for file in folder.glob("*.safetensors")} == set(index["weight_map"].values())
