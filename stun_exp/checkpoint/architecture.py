@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from stun_exp.checkpoint.expert_counts import EXPERTS_PER_LAYER, MOST, count_keys, told_counts, without_counts
 from stun_exp.models import register
 from stun_exp.models.fused import fuse_experts_
 from stun_exp.moe import coupled
@@ -17,14 +17,8 @@ from stun_exp.moe.families import family_of
 from stun_exp.moe.layers import MoELayer, layer_paths, layers_of
 from stun_exp.utils.files import own_file, read_json_object
 
-EXPERTS_PER_LAYER = "experts_per_layer"
-"""Key in config.json of a pruned model whose layers keep different numbers of experts."""
-
 WIDTHS_PER_LAYER = "widths_per_layer"
 """Key in config.json of a dense model whose layers are not equally wide: [hidden units, groups of heads] of each."""
-
-MOST = 10_000
-"""Layers, or experts of a layer, that any model has: far more than those there are."""
 
 
 class Architecture:
@@ -42,15 +36,25 @@ class Architecture:
         self.at_hand = dimensions is None
         self.raw = read_json_object(own_file(path, "config.json", "config.json")) if dimensions is None else dimensions
         self.family = family_of(self.raw.get("model_type"), path / "config.json")
-        self.experts_per_layer = self._counts()
         self.source_dtype = self._config_dtype()
         """The one that the weights are kept in, as far as config.json says."""
         self.dtype = dtype or self.source_dtype
         register()
+        config_class = CONFIG_MAPPING[self.family.model_type]
+        self._renamed: dict[str, str] = config_class.attribute_map
+        with self._naming_config():
+            self._told = told_counts(self.raw, self.family, self._renamed)
         with self._said_by_config():
-            self.config = CONFIG_MAPPING[self.family.model_type].from_dict(deepcopy(self.raw))
-        # For other readers: experts_per_layer says the same, and a stock model cannot be built of unequal layers.
-        self.config.per_layer_config = None
+            # Without what it says of single layers: a stock model cannot be built of unequal ones.
+            self.config = config_class.from_dict(self.plain_config())
+
+    @contextmanager
+    def _naming_config(self) -> Iterator[None]:
+        """Puts the file before whatever the block finds wrong with it."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.path / 'config.json'}: {error}") from error
 
     @contextmanager
     def _said_by_config(self) -> Iterator[None]:
@@ -72,16 +76,14 @@ class Architecture:
             if isinstance(number, int) and number > MOST:
                 raise ValueError(f"{key}={number:,} is more than {MOST:,}")
 
-    def _counts(self) -> list[int] | None:
-        """How many experts each layer keeps, where the config says so."""
-        counts = self.raw.get(EXPERTS_PER_LAYER)
-        if counts is None:
-            return None
-        if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(
-                f"{self.path / 'config.json'}: {EXPERTS_PER_LAYER} must be a list of whole numbers, one for each layer"
-            )
-        return counts
+    @property
+    def experts_per_layer(self) -> list[int] | None:
+        """How many experts each layer keeps, 0 for one without; None if config.json says nothing of single layers."""
+        return [layer.num_experts for layer in self.outlines] if self._told else None
+
+    def plain_config(self) -> dict[str, Any]:
+        """A copy of config.json without what it says of single layers."""
+        return without_counts(self.raw, self.family, self._renamed)
 
     def _widths(self, num_layers: int) -> list[list[int]]:
         """[Hidden units, groups of heads] of each layer of a dense model, where the config says so; else none."""
@@ -117,16 +119,13 @@ class Architecture:
             if self._kept_in_fp32(model, name, self.dtype):
                 tensor.data = tensor.data.float()
         layers = layers_of(model, self.family)
-        if self.experts_per_layer is not None and len(self.experts_per_layer) != len(layers):
-            raise ValueError(
-                f"{self.path / 'config.json'}: {EXPERTS_PER_LAYER} has {len(self.experts_per_layer)} numbers, and the "
-                f"model has {len(layers)} layers"
-            )
-        for layer, count in zip(layers, self.experts_per_layer or (), strict=False):
-            if count:
-                layer.resize(count)
+        with self._naming_config():
+            for told in self._told:
+                told.fit_(layers)
         for layer, (units, groups) in zip(layers, self._widths(len(layers)), strict=False):
             coupled.resize_(layer, units, groups)
+        if self._told:  # for a model that is saved again
+            setattr(model.config, EXPERTS_PER_LAYER, [layer.num_experts for layer in layers])
         return model
 
     @cached_property
@@ -186,11 +185,4 @@ class Architecture:
 
     def count_keys(self, config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         """Where `config` holds the expert count: transformers renames it in some families when it saves a model."""
-        if self.family.num_experts_key is None:
-            return []
-        *folders, key = self.family.num_experts_key.split(".")
-        for folder in folders:
-            config = config[folder]
-        renamed = self.config.attribute_map
-        spellings = {key, renamed.get(key, key)} | {old for old, new in renamed.items() if new == key}
-        return [(config, spelling) for spelling in spellings & config.keys() or {key}]
+        return count_keys(config, self.family, self._renamed)

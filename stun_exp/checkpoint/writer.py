@@ -1,7 +1,7 @@
 """Write a pruned copy of a checkpoint, one shard a layer, under the keys that its owners use."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
@@ -9,27 +9,31 @@ from typing import Any
 
 from torch import Tensor
 
-from stun_exp.checkpoint.architecture import EXPERTS_PER_LAYER
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.expert_counts import EXPERTS_PER_LAYER
 from stun_exp.checkpoint.shards import INDEX, Shard, each_tensor, write_shard
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.moe.layers import MoELayer
-from stun_exp.utils.files import digest_of, read_json_object, sync_folder, write_file
+from stun_exp.utils.files import digest_of, sync_folder, write_file
 
 CARD, CODE = "README.md", "modeling_stun.py"
 """What an export and a run's end add to the folder: the model card, and what loads layers of different sizes."""
+
+PADDED = "padded"
+"""How the files of layers begin that an export has filled with experts."""
 
 
 def names_in(source: Checkpoint) -> list[str]:
     """The files of the folder that is written of a source, by their names in it."""
     carried, _ = carried_files(source.path)
     shards = [shard_name(source, number) for number in range(source.num_layers + 1)]
-    return [*shards, *carried, "config.json", INDEX, CARD, CODE]
+    padded = [shard_name(source, number, PADDED) for number in range(source.num_layers)]
+    return [*shards, *padded, *carried, "config.json", INDEX, CARD, CODE]
 
 
-def shard_name(source: Checkpoint, number: int) -> str:
+def shard_name(source: Checkpoint, number: int, kind: str = "model") -> str:
     """The file of a layer; the number after the last layer's is that of what lies outside the layers."""
-    return f"model-{number + 1:05d}-of-{source.num_layers + 1:05d}.safetensors"
+    return f"{kind}-{number + 1:05d}-of-{source.num_layers + 1:05d}.safetensors"
 
 
 def check_space(source: Checkpoint, out: Path, finished: Mapping[int, Shard]) -> None:
@@ -58,6 +62,9 @@ class CheckpointWriter:
         self.path = path
         self.shards = dict(finished or {})
         """Of each layer that is written; last that of what lies outside the layers."""
+        self.replaced: list[str] = []
+        """Files whose layers lie in another now. They stay until the run is over: one that is interrupted goes on with
+        what the stages before the export have written."""
         check_space(source, path.parent, self.shards)
         path.mkdir(exist_ok=finished is not None)
         sync_folder(path.parent)
@@ -65,13 +72,24 @@ class CheckpointWriter:
 
     def write_layer(self, layer: MoELayer) -> Shard:
         """The shard of one layer, which is on disk when this returns."""
+        return self._write(layer, "model")
+
+    def _write(self, layer: MoELayer, kind: str) -> Shard:
         prefix = self._prefix(layer)
         state = {
             prefix + name: self._as_written(prefix + name, tensor) for name, tensor in layer.module.state_dict().items()
         }
-        shard = write_shard(self._file(layer.index), self.source.keys.revert(state))
+        shard = write_shard(self.path / shard_name(self.source, layer.index, kind), self.source.keys.revert(state))
         self.shards[layer.index] = replace(shard, num_experts=layer.num_experts)
         return self.shards[layer.index]
+
+    def replace_layers(self, layers: Iterable[MoELayer]) -> None:
+        """Writes layers that an export has padded beside the files that they were in, and then the folder anew."""
+        (self.path / INDEX).unlink()
+        for layer in layers:
+            self.replaced.append(self.shards[layer.index].name)
+            self._write(layer, PADDED)
+        self.finish()
 
     def restore_(self, layer: MoELayer) -> None:
         """Puts the written weights of a layer in the place of its own, which are those before the second stage."""
@@ -98,7 +116,7 @@ class CheckpointWriter:
                 key: self._as_written(self.source.keys.target(key), tensor)
                 for key, tensor in self.source.read_rest().items()
             }
-            self.shards[last] = write_shard(self._file(last), rest)
+            self.shards[last] = write_shard(self.path / shard_name(self.source, last), rest)
         for name in carried_files(self.source.path)[0]:
             (self.path / name).parent.mkdir(exist_ok=True)
             write_file(self.path / name, [(self.source.path / name).read_bytes()])
@@ -115,9 +133,8 @@ class CheckpointWriter:
         return self.shards
 
     def _config(self) -> dict[str, Any]:
-        config = read_json_object(self.source.path / "config.json")
-        config.pop("torch_dtype", None)
-        for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
+        config = self.source.plain_config()
+        for key in ("torch_dtype", "quantization_config", "auto_map"):  # the last leads to code of the source
             config.pop(key, None)
         config["dtype"] = str(self.source.written_dtype).removeprefix("torch.")
         if not self.source.family.is_dense:
@@ -127,7 +144,6 @@ class CheckpointWriter:
         if len(set(counts) - {0}) <= 1:
             for part, key in self.source.count_keys(config):
                 part[key] = max(counts)
-            config.pop(EXPERTS_PER_LAYER, None)
         else:
             config[EXPERTS_PER_LAYER] = counts
         return config
@@ -138,9 +154,6 @@ class CheckpointWriter:
 
     def _write_json(self, name: str, content: Any) -> None:
         write_file(self.path / name, [(json.dumps(content, indent=1) + "\n").encode()])
-
-    def _file(self, number: int) -> Path:
-        return self.path / shard_name(self.source, number)
 
     def _prefix(self, layer: MoELayer) -> str:
         return f"{self.source.paths[layer.index]}."

@@ -121,4 +121,7 @@ class _Entry(BaseModel):
 
 def _layer_plan(entry: dict[str, object]) -> LayerPlan:
     fields = {name: value for name, value in entry.items() if name != "router"}
-    return LayerPlan(**fields)  # type: ignore[arg-type]
+    plan = LayerPlan(**fields)  # type: ignore[arg-type]
+    if plan.ranking is not None:
+        assert sorted(plan.ranking.experts) == list(range(plan.num_experts)), "facts.ranking is none of all experts"
+    return plan

@@ -5,12 +5,13 @@ Shapes: E experts of a layer, in G groups of S that a group-limited router choos
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from stun_exp.expert_pruner.protocol import ExpertPruner
-from stun_exp.moe.plan import LayerPlan, Plan, keep
+from stun_exp.moe.plan import LayerPlan, Plan, Ranking, keep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,17 +51,26 @@ class ExpertScores(ExpertPruner):
         scores_E = self.scores_E(layer, statistics).double().cpu()
         check_finite(layer, "expert scores", scores_E)
         reached_E = one(ExpertActivity, statistics).count_E > 0 if statistics else torch.ones_like(scores_E).bool()
-        scores_GS = scores_E.where(reached_E, -torch.inf).view(layer.num_groups, -1)
-        ranked_GS = scores_GS.argsort(descending=True, stable=True)
-        kept: list[int] = []
-        for experts, ranked in zip(router_groups(layer), ranked_GS.tolist(), strict=True):
-            kept += [experts[place] for place in ranked[: num_kept // layer.num_groups]]
+        ranked = _ranked(layer, scores_E.where(reached_E, -torch.inf))
         scores = [s if reached else None for s, reached in zip(scores_E.tolist(), reached_E.tolist(), strict=True)]
-        return keep(layer.index, layer.num_experts, kept, {"scores": scores})
+        facts = {"scores": scores, "ranking": asdict(Ranking(ranked, layer.min_experts))}
+        return keep(layer.index, layer.num_experts, ranked[:num_kept], facts)
 
     def plan(self, findings: list[LayerPlan]) -> Plan:
         missing = {f.layer: [e for e, score in enumerate(f.facts["scores"]) if score is None] for f in findings}
         return Plan(findings, unreached_warnings(missing, "no score, so it is the first to go"))
+
+
+def _ranked(layer: "ExpertSource", scores_E: "Tensor") -> list[int]:
+    """All experts, the best first; with a group-limited router in rounds of one for every group."""
+    scores = scores_E.tolist()
+
+    def worth(expert: int) -> tuple[float, int]:
+        return -scores[expert], expert
+
+    by_group = [sorted(group, key=worth) for group in router_groups(layer)]
+    rounds = [sorted(experts, key=worth) for experts in zip(*by_group, strict=True)]
+    return [expert for experts in rounds for expert in experts]
 
 
 def router_groups(layer: "ExpertSource") -> list[range]:

@@ -39,13 +39,21 @@ def obstacle(architecture: Architecture) -> str | None:
     family, stock = architecture.family, type(architecture.skeleton).__name__
     if not hasattr(transformers, stock):
         return f"transformers {transformers.__version__} has no {stock}, of which the code would be a subclass"
-    if len(family.stacks) > 1:
-        return f"per_layer_config numbers the layers of one stack, and {family.model_type} has an encoder and a decoder"
+    if why := many_stacks(architecture):
+        return why
     if family.num_experts_key is None:
         return "the model is dense, and widths of its layers are not among what per_layer_config says here"
     if "." in family.num_experts_key:
         return f"{family.num_experts_key} lies in a part of the config, where per_layer_config does not reach"
     return None
+
+
+def many_stacks(architecture: Architecture) -> str | None:
+    """Why counts by a layer's number say nothing of an architecture to anybody else; None if they do."""
+    if len(architecture.family.stacks) == 1:
+        return None
+    model_type = architecture.family.model_type
+    return f"the layers are numbered as those of one stack, and {model_type} has an encoder and a decoder"
 
 
 def write_code(written: Architecture) -> None:

@@ -22,28 +22,16 @@ class HfExport(Component):
     (`assert num_experts % moe_ep_size == 0`), which the result lists; vLLM deals out what remains.
     """
 
+    equal_layers: ClassVar[bool] = True
     keeps_checkpoint: ClassVar[bool] = True
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
-        import transformers
-
         if ratio and not equal:
             raise ValueError(
                 "export=hf: this expert pruner leaves layers with different numbers of experts; pass "
                 "expert_pruner.budget=per_layer where it has that, another expert_pruner, or export=hf_unequal"
             )
-
-        stock = type(source.skeleton).__name__
-        wrong = _WRONG_IN_STOCK.get(source.family.model_type)
-        if not hasattr(transformers, stock):
-            raise ValueError(f"export=hf: transformers {transformers.__version__} has no {stock}; {_ELSE}")
-        if wrong:
-            raise ValueError(f"export=hf: {source.family.model_type}: {wrong}; {_ELSE}")
-        if not source.raw.get("architectures"):
-            raise ValueError(
-                f"export=hf: {source.path / 'config.json'} has no architectures, by which vLLM and SGLang choose the "
-                f'model\'s class; add "architectures": ["{stock}"]'
-            )
+        check_stock(source, "export=hf")
         _check_ratio([layer for layer in source.outlines if layer.is_moe], ratio)
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:
@@ -61,10 +49,32 @@ class HfExport(Component):
             "export": "hf",
             "written": pruned.folder.name,
             "num_experts": count,
-            "expert_parallel_sizes": [gpus for gpus in range(1, count + 1) if count % gpus == 0],
+            "expert_parallel_sizes": expert_parallel_sizes(count),
             **prove(written, pruned.device, trust_remote_code=False),
             "notes": pruned.savings(),
         }
+
+
+def check_stock(source: "Architecture", setting: str) -> None:
+    """ValueError, naming the `setting`, if stock transformers cannot run a model of this architecture."""
+    import transformers
+
+    stock = type(source.skeleton).__name__
+    wrong = _WRONG_IN_STOCK.get(source.family.model_type)
+    if not hasattr(transformers, stock):
+        raise ValueError(f"{setting}: transformers {transformers.__version__} has no {stock}; {_ELSE}")
+    if wrong:
+        raise ValueError(f"{setting}: {source.family.model_type}: {wrong}; {_ELSE}")
+    if not source.raw.get("architectures"):
+        raise ValueError(
+            f"{setting}: {source.path / 'config.json'} has no architectures, by which vLLM and SGLang choose the "
+            f'model\'s class; add "architectures": ["{stock}"]'
+        )
+
+
+def expert_parallel_sizes(count: int) -> list[int]:
+    """The numbers of GPUs over which SGLang can deal out so many experts."""
+    return [gpus for gpus in range(1, count + 1) if count % gpus == 0]
 
 
 def _check_ratio(layers: "Sequence[MoELayer]", ratio: float) -> None:

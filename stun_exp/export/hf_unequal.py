@@ -1,6 +1,6 @@
-"""A checkpoint for transformers whose layers keep different numbers of experts, with the code that builds them."""
+"""A checkpoint whose layers keep different numbers of experts, in the form that its runtime reads."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stun_exp.config.component import Component
 
@@ -11,20 +11,29 @@ if TYPE_CHECKING:
 
 
 class HfUnequalExport(Component):
-    """Adds per_layer_config and a small modeling file, and proves that they load without this package.
+    """Says in config.json how many experts each layer keeps, and proves that the folder loads by it.
 
-    Whoever loads it passes trust_remote_code=True; without, transformers says that the expert count varies, and stops.
-    `stun_exp.load_pruned` runs no code of the folder. Layers that turn out equal need no code, and get none.
+    `stun_exp.load_pruned` reads every format, and runs no code of the folder. Layers that turn out equal need none, and
+    get none: stock transformers loads them.
     """
 
+    equal_layers: ClassVar[bool] = False
     keeps_checkpoint: ClassVar[bool] = True
 
-    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
-        from stun_exp.export.generated import obstacle
+    format: Literal["per_layer_config", "per_layer_num_experts", "expert_list"]
+    """`per_layer_config`: for transformers, with a small modeling file; whoever loads it passes trust_remote_code=True,
+    without which transformers says that the expert count varies, and stops. `per_layer_num_experts`: a list, 0 for
+    layers without experts, for vLLM with RCO's patch. `expert_list`: the same list in the place of the model's expert
+    count, as in STUN's published checkpoints."""
 
-        if why := obstacle(source):
+    def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
+        from stun_exp.export.generated import many_stacks, obstacle
+
+        look = obstacle if self.format == "per_layer_config" else many_stacks
+        if why := look(source):
             raise ValueError(
-                f"export=hf_unequal: {why}; pass export=none, and load the checkpoint by stun_exp.load_pruned"
+                f"export=hf_unequal: export.format={self.format}: {why}; pass export=none, and load the checkpoint by "
+                "stun_exp.load_pruned"
             )
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:
@@ -32,17 +41,23 @@ class HfUnequalExport(Component):
 
     def export(self, pruned: "Pruned") -> dict[str, Any]:
         from stun_exp.checkpoint.checkpoint import Checkpoint
+        from stun_exp.export.formats import prove_rewritten
         from stun_exp.export.generated import write_code
         from stun_exp.export.proof import prove
 
         written = Checkpoint(pruned.folder, None)
         unequal = written.experts_per_layer is not None
-        if unequal:
-            write_code(written)
+        if unequal and self.format != "per_layer_config":
+            proof = prove_rewritten(written, self.format, pruned.device)
+        else:
+            if unequal:
+                write_code(written)
+            proof = prove(written, pruned.device, trust_remote_code=unequal)
         return {
             "export": "hf_unequal",
             "written": pruned.folder.name,
+            "format": self.format if unequal else None,
             "num_experts": [layer.num_experts for layer in written.outlines],
-            **prove(written, pruned.device, trust_remote_code=unequal),
+            **proof,
             "notes": pruned.savings(),
         }

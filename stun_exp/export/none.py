@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class NoExport(Component):
     """Leaves the checkpoint as it was written: for `stun_exp.load_pruned`."""
 
+    equal_layers: ClassVar[bool] = False
     keeps_checkpoint: ClassVar[bool] = False
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:

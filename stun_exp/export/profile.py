@@ -1,4 +1,7 @@
-"""The retained experts alone, for a runtime that drops the others as it loads the unpruned model."""
+"""The retained experts alone, for a runtime that drops the others as it loads the unpruned model.
+
+With them goes the ranking of all experts, if the method has one: a runtime may keep as many as it has room for.
+"""
 
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +14,10 @@ if TYPE_CHECKING:
     from stun_exp.moe.layers import MoELayer
     from stun_exp.moe.plan import Plan
 
+RANKING = "expert_ranking.jsonl"
+"""A line for each layer: `ranking`, all its experts, the first to keep first; their `scores`, if that is what orders
+them; and the `fewest` of them for which the order is the method's choice."""
+
 
 class ProfileExport(Component):
     """Proves that the unpruned model with the experts that the file names is the model that the plan makes of it.
@@ -18,6 +25,7 @@ class ProfileExport(Component):
     The file holds numbers of experts and no weight: zeros and training are not in it, and the result says so.
     """
 
+    equal_layers: ClassVar[bool] = False
     keeps_checkpoint: ClassVar[bool] = False
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
@@ -36,6 +44,7 @@ class ProfileExport(Component):
         from stun_exp.checkpoint.load import assemble
         from stun_exp.export.proof import compare_logits, fixed_batch, logits_BTV
         from stun_exp.utils.files import read_json_object
+        from stun_exp.utils.json_files import write_json_lines
 
         began = time.monotonic()
         retained: dict[str, list[int]] = read_json_object(pruned.profile)["retained_experts"]
@@ -55,9 +64,16 @@ class ProfileExport(Component):
         planned_BTV = logits_BTV(assemble(source, pruned.device, edit=by_plan), batch)
         profiled_BTV = logits_BTV(assemble(source, pruned.device, edit=by_profile), batch)
         what = f"{pruned.profile}, applied to {source.path}"
+        lines = _rankings(pruned.plan)
+        ranking = pruned.profile.with_name(RANKING)
+        if lines:
+            write_json_lines(ranking, lines)
+        else:
+            ranking.unlink(missing_ok=True)  # of an earlier run here
         return {
             "export": "profile",
             "written": pruned.profile.name,
+            "ranking": RANKING if lines else None,
             "num_experts": [len(kept) for kept in retained.values()],
             "loads_with": f"{source.path}, less the experts that the file does not name",
             **compare_logits(planned_BTV, profiled_BTV, source.dtype, what),
@@ -67,8 +83,25 @@ class ProfileExport(Component):
                 "because": "a profile is no checkpoint: the runtime applies it to one",
             },
             "seconds": round(time.monotonic() - began, 1),
-            "notes": _left_out(pruned),
+            "notes": [*_left_out(pruned), *([] if lines else [_NO_RANKING])],
         }
+
+
+_NO_RANKING = (
+    f"no {RANKING}: the expert pruner chooses a set of experts for the ratio that it is given, and has no order that "
+    "holds at others"
+)
+
+
+def _rankings(plan: "Plan") -> list[dict[str, Any]]:
+    """A line for each layer with experts; none if there is a layer whose experts are in no order."""
+    lines = []
+    for layer in plan.layers:
+        if layer.ranking is None:
+            return []
+        found = {"ranking": layer.ranking.experts, "scores": layer.facts.get("scores"), "fewest": layer.ranking.fewest}
+        lines.append({"layer": layer.layer, **found})
+    return lines
 
 
 def _left_out(pruned: "Pruned") -> list[str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.checkpoint.checkpoint import Checkpoint
+    from stun_exp.checkpoint.writer import CheckpointWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Pruned:
     plan: Plan
     folder: Path
     """The written checkpoint, complete."""
+    writer: "CheckpointWriter"
+    """What wrote it, for an export that writes layers anew."""
     profile: Path
     """The JSON file of retained experts."""
     weights_pruned: bool
@@ -43,6 +46,11 @@ class Pruned:
 
 class Export(Protocol):
     """A promise about where the pruned model can be used, and its proof."""
+
+    @property
+    def equal_layers(self) -> bool:
+        """Whether all layers of the checkpoint that it leaves have equally many experts, whatever the plan keeps."""
+        ...
 
     @property
     def keeps_checkpoint(self) -> bool:

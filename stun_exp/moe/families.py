@@ -39,6 +39,9 @@ class MoEFamily:
     """The router inside the block."""
     router_rows: tuple[str, ...] = ("weight",)
     """Router tensors with an entry per expert, the projection first: they are cut together with the experts."""
+    barring: str | None = None
+    """The router tensor, if there is one, whose lowest value keeps an expert from ever being chosen: it is added to
+    what is compared, and the other experts' scores and gates do not depend on that expert."""
     gates: tuple[str, ...] = ()
     """Linears of a layer that gate, as a router does, or whose inputs cannot be seen: they are never pruned."""
     mlps: tuple[str, ...] = ()
@@ -61,7 +64,8 @@ class MoEFamily:
 
 _HEADS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _ATTENTION_BIAS = {"self_attn.o_proj": "attention_bias"}
-_BIASED = ("weight", "e_score_correction_bias")
+_CORRECTION = "e_score_correction_bias"
+_BIASED = ("weight", _CORRECTION)
 _SHARED_GATE = ("mlp.shared_expert_gate",)
 _SEQ2SEQ_ROWS = ("classifier.weight", "classifier.bias")
 
@@ -83,17 +87,24 @@ FAMILIES = {
             router_rows=("layer.weight",),
         ),
         MoEFamily(model_type="deepseek_v2", num_experts_key="n_routed_experts", renormalizes=False, group_best=1),
-        MoEFamily(model_type="deepseek_v3", num_experts_key="n_routed_experts", router_rows=_BIASED),
-        MoEFamily(model_type="dots1", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(
+            model_type="deepseek_v3", num_experts_key="n_routed_experts", router_rows=_BIASED, barring=_CORRECTION
+        ),
+        MoEFamily(model_type="dots1", num_experts_key="n_routed_experts", router_rows=_BIASED, barring=_CORRECTION),
         MoEFamily(
             model_type="ernie4_5_moe",
             num_experts_key="moe_num_experts",
+            # Not barring: the correction is added to a softmax over all experts, which one more would change.
             router_rows=("weight", "moe_statics.e_score_correction_bias"),
         ),
         MoEFamily(model_type="flex_olmo", num_experts_key="num_experts"),
-        MoEFamily(model_type="glm4_moe", num_experts_key="n_routed_experts", router_rows=_BIASED),
+        MoEFamily(model_type="glm4_moe", num_experts_key="n_routed_experts", router_rows=_BIASED, barring=_CORRECTION),
         MoEFamily(
-            model_type="gpt_oss", num_experts_key="num_local_experts", router="router", router_rows=("weight", "bias")
+            model_type="gpt_oss",
+            num_experts_key="num_local_experts",
+            router="router",
+            router_rows=("weight", "bias"),
+            barring="bias",
         ),
         MoEFamily(
             model_type="granitemoe", num_experts_key="num_local_experts", blocks=("block_sparse_moe",), router="router"
@@ -136,6 +147,7 @@ FAMILIES = {
             blocks=("layer.2.mlp", "layer.1.mlp"),
             router="router",
             router_rows=_SEQ2SEQ_ROWS,
+            barring="classifier.bias",
             renormalizes=False,
             # Relative position biases: the first layer of a stack has the weights, the others are handed the result.
             hands_on={1: 2, 2: 5},

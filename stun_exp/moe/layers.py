@@ -173,6 +173,18 @@ class MoELayer:
         """Makes room for `num_experts` experts of the same shape, without weights: for a layer that is read later."""
         surgery.resize_(self, num_experts)
 
+    @property
+    def can_bar(self) -> bool:
+        """Whether the router can keep an expert from ever being chosen."""
+        return self.family.barring in self.router_tensors()
+
+    def pad(self, num_experts: int) -> None:
+        """Adds experts of zeros that the router never chooses, equally many at the end of each of its groups."""
+        assert self.can_bar
+        assert num_experts % self.num_groups == 0
+        if num_experts != self.num_experts:
+            surgery.pad_(self, num_experts)
+
     def check_groups(self, groups: Sequence[Sequence[int]]) -> None:
         """ValueError unless the router can work with an expert for each of the groups."""
         if len(groups) < self.min_experts:

@@ -47,6 +47,22 @@ class LayerPlan:
             assert all(0 <= expert < self.num_experts for expert in alike)
             assert all(set(group) <= set(c) for group, c in zip(self.groups, self.clusters, strict=True))
 
+    @property
+    def ranking(self) -> "Ranking | None":
+        """All experts in the order in which the method keeps them; None for one that has no such order."""
+        found = self.facts.get("ranking")
+        return None if found is None else Ranking(found["experts"], found["fewest"])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The experts of a layer, the first to keep first: the choice at every ratio, from one calibration."""
+
+    experts: list[int]
+    fewest: int
+    """The first of them are what the method keeps of the layer if it keeps so many, or more. It does not say which
+    fewer it would keep."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -1,4 +1,4 @@
-"""What is done to the experts and the router of a layer: cut, merged, or given room.
+"""What is done to the experts and the router of a layer: cut, merged, padded, or given room.
 
 Shapes: E experts, rows of a router's tensor, one for each expert.
 """
@@ -31,6 +31,22 @@ def regroup_(
         means = _means(fused.detach(), groups, shares, aligned.get(name, {}))
         setattr(layer.experts, name, nn.Parameter(means, requires_grad=False))
     _tell(layer, len(groups))
+
+
+def pad_(layer: "MoELayer", num_experts: int) -> None:
+    """Adds experts of zeros that are never chosen, at the end of each group of the router (see `MoELayer.pad`)."""
+    groups = layer.num_groups
+    size, wider = layer.num_experts // groups, num_experts // groups
+    places_E = torch.tensor([group * wider + place for group in range(groups) for place in range(size)])
+    for name, tensor in layer.router_tensors().items():
+        value = _lowest(tensor.dtype) if name == layer.family.barring else 0.0
+        _set_router_tensor(
+            layer, name, _spread(tensor.detach(), _expert_dim(layer, tensor), places_E, num_experts, value)
+        )
+    for name, fused in layer.expert_tensors().items():
+        spread = _spread(fused.detach(), 0, places_E, num_experts, 0.0)
+        setattr(layer.experts, name, nn.Parameter(spread, requires_grad=False))
+    _tell(layer, num_experts)
 
 
 def resize_(layer: "MoELayer", num_experts: int) -> None:
@@ -81,6 +97,17 @@ def _means(tensor: Tensor, groups: Groups, shares: Sequence[Sequence[float]], al
             members = torch.stack([aligned.get(expert, tensor[expert]).float() for expert in group])
             rows.append(torch.tensordot(members.new_tensor(share), members, dims=1).to(tensor.dtype))
     return torch.stack(rows)
+
+
+def _spread(tensor: Tensor, dim: int, places_E: Tensor, size: int, value: float) -> Tensor:
+    """The tensor's entries at their places along a dimension of `size`, the others filled."""
+    wide = tensor.new_full([*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]], value)
+    return wide.index_copy_(dim, places_E.to(tensor.device), tensor)
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    """The lowest finite number, also where a tensor of 32 bits is read in bfloat16."""
+    return max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)
 
 
 def _empty(like: Tensor, dim: int, size: int) -> Tensor:

@@ -53,7 +53,7 @@ def model_card(report: Mapping[str, Any], command: str | None) -> str:
             "save no memory by themselves, and no time unless a runtime makes use of them.",
             "",
         ]
-    lines += [*_experts(experts), ""]
+    lines += [*_experts(experts, report.get("export") or {}), ""]
     if command:
         lines += ["## Command", "", markdown.code_block(command, "bash"), ""]
     return "\n".join(lines)
@@ -66,15 +66,24 @@ def _choice(settings: Mapping[str, Any]) -> str:
     return f"{name} ({values})" if values else name
 
 
-def _experts(experts: Mapping[str, Any]) -> list[str]:
+def _experts(experts: Mapping[str, Any], export: Mapping[str, Any]) -> list[str]:
     """How many are left where, and what loads such a model."""
     before = " ".join(map(str, sorted(set(experts["before"]))))
     after = " ".join(map(str, experts["after"]))
     counts = f"Experts left in each of the {len(experts['after'])} layers that have any ({before} before): {after}."
     if len(set(experts["after"])) == 1:
         return [counts, "All keep equally many, so stock transformers loads the folder."]
-    return [
+    if "padding" in export:
+        return [
+            counts,
+            f"Every layer is filled up to {export['num_experts']} with experts of zeros that the router never chooses "
+            f"({export['padding']['bytes'] / 1e6:,.1f} MB), so stock transformers loads the folder.",
+        ]
+    lines = [
         counts,
-        "Stock transformers has no setting for layers that keep different numbers of experts (`experts_per_layer` in "
-        "config.json): `stun_exp.load_pruned` loads the folder.",
+        "Stock transformers has no setting for layers that keep different numbers of experts: `stun_exp.load_pruned` "
+        "loads the folder.",
     ]
+    if "for" in export:
+        return [*lines, f"It is written for {markdown.text(export['for'])}."]
+    return [*lines, f"So does {markdown.code(export['loads_with'])}."] if "loads_with" in export else lines

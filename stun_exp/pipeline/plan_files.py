@@ -22,7 +22,8 @@ def write_plan(run: RunContext, inputs: Inputs, plan: Plan) -> None:
     """
     checkpoint = inputs.checkpoint
     run.settings.export.check_plan(checkpoint, plan)
-    check_backend(inputs.benchmarks, checkpoint, run.in_nf4, bool(inputs.gates), plan.num_kept.values())
+    counts = () if run.settings.export.equal_layers else plan.num_kept.values()
+    check_backend(inputs.benchmarks, checkpoint, run.in_nf4, bool(inputs.gates), counts)
     run.journal.claim([*plan.files, *plan.archives])
     routers = {layer.layer: router_digest(checkpoint.read_router_rows(layer.layer)) for layer in plan.layers}
     profile = retained_experts(plan, checkpoint.config.model_type)

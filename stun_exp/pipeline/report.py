@@ -65,6 +65,7 @@ def report_of(
 
 def leave_report(run: RunContext, report: dict[str, Any], on_disk: WrittenCheckpoint) -> None:
     """Writes the report, with which the run is over; keeps the checkpoint with its card, or removes it."""
+    remove(run.out, [f"{CHECKPOINT}/{name}" for name in on_disk.writer.replaced])
     if run.keeps_checkpoint:
         write_file(run.out / CHECKPOINT / CARD, [model_card(report, command_of(run.out)).encode()])
         run.note_kept(kept_files(run.out, on_disk.digest))

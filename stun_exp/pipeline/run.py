@@ -89,12 +89,13 @@ def finish(prepared: PreparedRun, written: Written) -> dict[str, Any]:
     run, inputs, plan = prepared.run, prepared.inputs, prepared.plan
     recovery = run.stage(RECOVER, recover, inputs, plan, written.writer, prepared.recovered)
     on_disk = run.stage(VERIFY, verify, inputs, prepared.budget, written)
-    exported = run.stage(EXPORT, export, inputs, plan, prepared.ratio > 0, recovery is not None)
+    exported = run.stage(EXPORT, export, inputs, plan, on_disk, prepared.ratio > 0, recovery is not None)
+    on_disk = exported.on_disk
     thresholds = run.stage(SKIP, skip, inputs, on_disk.checkpoint)
     betas = {index: threshold.beta for index, threshold in thresholds.items()}
     measured = run.stage(EVALUATE, evaluate_pruned, inputs, on_disk, betas)
     unpruned = run.stage(BASELINE, evaluate_unpruned, inputs)
-    report = report_of(prepared, written, on_disk, recovery, exported, thresholds, measured, unpruned)
+    report = report_of(prepared, written, on_disk, recovery, exported.result, thresholds, measured, unpruned)
     leave_report(run, report, on_disk)
     return report
 

@@ -11,6 +11,6 @@ STRUCTURED = "structured"
 RECOVERY = "recovery/state.pt"
 ARTIFACTS = (
     *("config.yaml", "metrics.json", "plan.json", REPORT, "retained_experts.json", "sparsity.json", LOG, RECOVERY),
-    *("samples.jsonl", "baseline_samples.jsonl"),
+    *("samples.jsonl", "baseline_samples.jsonl", "expert_ranking.jsonl"),
 )
 """What a run writes in its folder, besides the checkpoint, the journal and the files that explain a plan."""

@@ -121,9 +121,24 @@ def test_a_plan_for_another_router_is_refused(planned: Planned, source: Any, tmp
             '{"layers": [{"layer": 0, "num_experts": 2, "groups": [[0]], "kept": [0], "clusters": 3, "router": "x"}]}',
             r"layers.0.clusters: ",
         ),
+        (
+            '{"layers": [{"layer": 0, "num_experts": 2, "groups": [[0]], "kept": [0], "router": "x", '
+            '"facts": {"ranking": {"experts": [0, 0], "fewest": 1}}}]}',
+            r"AssertionError",
+        ),
         ('{"layers": [{"layer": 0, "mode": 1, "router": "x"}]}', r"layers\.0\.num_experts: "),
     ],
-    ids=["no JSON", "a list", "no layer", "no digest", "no expert", "text for a list", "no clusters", "no such field"],
+    ids=[
+        "no JSON",
+        "a list",
+        "no layer",
+        "no digest",
+        "no expert",
+        "text for a list",
+        "no clusters",
+        "no ranking",
+        "no such field",
+    ],
 )
 def test_a_damaged_plan_is_a_mistake_of_the_config(content: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(content)

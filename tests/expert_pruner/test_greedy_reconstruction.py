@@ -64,3 +64,19 @@ def test_loss_is_never_below_the_best(
     greedy, _ = plan_and_passes(mixtral, GreedyReconstruction(**shared), [tokens_BT])
     best, _ = plan_and_passes(mixtral, Exhaustive(**shared, max_subsets=1000), [tokens_BT])
     assert greedy.layers[0].facts["loss"] >= best.layers[0].facts["loss"] * (1 - 1e-9)
+
+
+def test_what_goes_first_goes_first_at_lower_ratios(
+    mixtral: Checkpoint, tokens_BT: Tensor, plan_and_passes: Callable[..., tuple[Plan, float]]
+) -> None:
+    """Down to what it keeps; with inputs through pruned layers each ratio is a search of its own."""
+    plan, _ = plan_and_passes(mixtral, GREEDY, [tokens_BT])
+    for num_kept in (3, 4, 5):
+        lower = GREEDY.model_copy(update={"ratio": 1 - num_kept / 6})
+        other, _ = plan_and_passes(mixtral, lower, [tokens_BT])
+        for layer, found in zip(plan.layers, other.layers, strict=True):
+            assert layer.ranking is not None
+            assert layer.ranking.fewest == 3
+            assert sorted(layer.ranking.experts[:num_kept]) == found.kept
+    plan, _ = plan_and_passes(mixtral, GREEDY.model_copy(update={"progressive": True}), [tokens_BT])
+    assert all(layer.ranking is None for layer in plan.layers)

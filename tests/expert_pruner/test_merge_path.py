@@ -3,6 +3,7 @@
 import pytest
 
 from stun_exp.expert_pruner.stun.merge_path import MergePath, cut_globally
+from stun_exp.expert_pruner.stun.representative import highest_members
 
 # 0-1 at 1, 2-3 at 2, {0, 1}-4 at 4 (named by expert 1), then everything at 8.
 PATH = MergePath(5, [(0, 1), (2, 3), (1, 4), (3, 0)], [1.0, 2.0, 4.0, 8.0])
@@ -17,6 +18,18 @@ def test_clusters_after_each_merge_by_hand() -> None:
         [[0, 1, 4], [2, 3]],
         [[0, 1, 2, 3, 4]],
     ]
+
+
+@pytest.mark.parametrize("scores", [[5, 1, 7, 5, 7], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]])
+def test_survivors_in_order_are_those_of_every_cut(scores: list[float]) -> None:
+    ranked = PATH.survivors_in_order(scores)
+    for merges in range(5):
+        assert sorted(ranked[: 5 - merges]) == sorted(highest_members(PATH.clusters(merges), scores))
+
+
+def test_survivors_in_order_by_hand() -> None:
+    """1 joins 0, 3 joins 2, then 0 joins 4, and 4, of the same score as 2, joins it."""
+    assert PATH.survivors_in_order([5, 1, 7, 5, 7]) == [2, 4, 0, 3, 1]
 
 
 @pytest.mark.parametrize(("threshold", "merges"), [(0.5, 0), (1.0, 1), (3.9, 2), (4.0, 3), (100.0, 4)])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,7 +116,8 @@ def test_an_expert_without_tokens_goes_first_and_is_named(planned: Planned, sour
     layers = [source(4, torch.ones(4, 2)), source(5, torch.ones(4, 2))]
     plan = planned(Negative(ratio=0.5), layers, [[activity(3, 0, 2, 1)], [activity(1, 1, 1, 1)]])
     assert plan.layers[0].kept == [2, 3]
-    assert json.loads(json.dumps(plan.layers[0].facts)) == {"scores": [-3, None, -2, -1]}
+    facts = json.loads(json.dumps(plan.layers[0].facts))
+    assert (facts["scores"], facts["ranking"]["experts"]) == ([-3, None, -2, -1], [3, 2, 0, 1])
     (warning,) = plan.warnings
     assert "layer 4: no calibration token reached expert 1:" in warning
 
@@ -146,3 +148,30 @@ def test_permuting_experts_permutes_the_plan(name: str, planned: Planned, source
 def test_ratio_zero_keeps_all(planned: Planned, source: Any) -> None:
     (layer,) = planned(RouterNorm(ratio=0.0), [source(0, torch.ones(4, 2))]).layers
     assert layer.groups == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("pruner", [pruner for pruner, _ in BY_TOKEN.values()], ids=BY_TOKEN)
+def test_the_ranking_of_one_ratio_is_the_choice_at_every_other(
+    pruner: ExpertScores, tiny_model: Callable[[str], Path], tokens_BT: Tensor, plan_and_passes: Callable[..., Any]
+) -> None:
+    """With a group-limited router too: the best of each group come before the second of any."""
+    for family, ratios in (("mixtral", [1 / 6, 2 / 6, 3 / 6, 4 / 6]), ("glm4_moe", [2 / 6])):
+        source = Checkpoint(tiny_model(family), None)
+        ranked, _ = plan_and_passes(source, pruner.model_copy(update={"ratio": 0.0}), [tokens_BT])
+        for ratio in ratios:
+            plan, _ = plan_and_passes(source, pruner.model_copy(update={"ratio": ratio}), [tokens_BT])
+            for layer, whole in zip(plan.layers, ranked.layers, strict=True):
+                assert layer.ranking == whole.ranking
+                assert layer.ranking is not None
+                assert sorted(layer.ranking.experts) == list(range(6))
+                assert layer.kept == sorted(layer.ranking.experts[: len(layer.kept)])
+                assert len(layer.kept) >= layer.ranking.fewest
+
+
+def test_a_ranking_by_hand(planned: Planned, source: Callable[..., Any]) -> None:
+    """Lengths of rows 3, 1, 2 | 5, 4, 4: by rounds of two groups, and equal ones in their order."""
+    rows_ED = torch.tensor([[3.0], [1], [2], [5], [4], [4]])
+    (layer,) = planned(RouterNorm(ratio=0.0), [source(0, rows_ED, num_groups=2)]).layers
+    assert layer.facts["ranking"] == {"experts": [3, 0, 4, 2, 5, 1], "fewest": 2}
+    (layer,) = planned(RouterNorm(ratio=0.0), [source(0, rows_ED)]).layers
+    assert layer.facts["ranking"]["experts"] == [3, 4, 5, 0, 2, 1]

@@ -247,3 +247,32 @@ def test_ablations_run_on_every_family(
     assert expected * 2 / 3 <= forward_passes <= expected
     gone = sum(layer.num_experts - len(layer.groups) for layer in plan.layers)
     assert gone == round(0.25 * sum(layer.num_experts for layer in plan.layers))
+
+
+@pytest.mark.parametrize("representative", ["frequent", "reap"])
+def test_the_order_of_merging_is_a_ranking_where_the_best_member_stands_for_a_cluster(
+    representative: Any, checkpoint: Checkpoint, tokens_BT: Tensor, plan_and_passes: Callable[..., tuple[Plan, float]]
+) -> None:
+    """For every ratio the experts that come first; the nearest to a mean may be another in each larger cluster."""
+    ranked, _ = plan_and_passes(checkpoint, stun(0.0, representative=representative), [tokens_BT])
+    for ratio in (1 / 6, 2 / 6, 3 / 6):
+        pruner = stun(ratio, representative=representative, budget="per_layer")
+        plan, _ = plan_and_passes(checkpoint, pruner, [tokens_BT])
+        for layer, whole in zip(plan.layers, ranked.layers, strict=True):
+            assert layer.ranking == whole.ranking
+            assert layer.ranking is not None
+            assert layer.kept == sorted(layer.ranking.experts[: len(layer.kept)])
+    for settings in ({}, {"representative": "frequent", "linkage": "official"}):
+        plan, _ = plan_and_passes(checkpoint, stun(0.3, **settings), [tokens_BT])
+        assert all(layer.ranking is None for layer in plan.layers)
+
+
+def test_where_means_begin_a_ranking_ends(source: Any, planned: Callable[..., Plan]) -> None:
+    layers = [source(0, torch.tensor([[0.0], [1], [3], [7]]))]
+    counts = ExpertActivity(4)
+    counts.count_E = torch.tensor([4, 3, 2, 1])
+    settings = {"representative": "frequent", "lambda2": 0.0}
+    (layer,) = planned(stun(0.0, kappa=3, **settings), layers, [[counts]]).layers
+    assert layer.facts["ranking"] == {"experts": [0, 3, 2, 1], "fewest": 3}
+    (layer,) = planned(stun(0.0, kappa=3, kappa_on="size", **settings), layers, [[counts]]).layers
+    assert layer.ranking is None

@@ -13,13 +13,15 @@ from stun_exp.export.protocol import Pruned
 from stun_exp.moe.plan import Plan, keep, retained_experts
 
 Make = Callable[..., Pruned]
-"""(family, layer -> kept experts, zeros=, dtype=): a pruned tiny model; layers that are not named keep all."""
+"""(family or folder, layer -> kept experts, zeros=, dtype=): a pruned tiny model; layers not named keep all."""
 
 
 @pytest.fixture
 def make_pruned(tiny_model: Callable[[str], Path], tmp_path: Path) -> Make:
-    def make(family: str, kept: dict[int, list[int]], zeros: bool = False, dtype: torch.dtype | None = None) -> Pruned:
-        source = Checkpoint(tiny_model(family), dtype)
+    def make(
+        family: str | Path, kept: dict[int, list[int]], zeros: bool = False, dtype: torch.dtype | None = None
+    ) -> Pruned:
+        source = Checkpoint(family if isinstance(family, Path) else tiny_model(family), dtype)
         plan = Plan(
             [
                 keep(layer.index, layer.num_experts, kept.get(layer.index, range(layer.num_experts)))
@@ -44,6 +46,7 @@ def make_pruned(tiny_model: Callable[[str], Path], tmp_path: Path) -> Make:
             source=source,
             plan=plan,
             folder=writer.path,
+            writer=writer,
             profile=profile,
             weights_pruned=zeros,
             recovered=False,

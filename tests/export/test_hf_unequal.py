@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from stun_exp.moe.families import FAMILIES
 
 Make = Callable[..., Pruned]
 CPU = torch.device("cpu")
+EXPORT = HfUnequalExport(format="per_layer_config")
 FOUR = [0, 2, 3, 5]
 """Two of each group of three, for the routers that choose among groups."""
 REFUSED = {
@@ -61,14 +63,14 @@ def logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused_from_the_config_alone(name: str, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match=f"export=hf_unequal: .*{REFUSED[name]}.*; pass export=none"):
-        HfUnequalExport().check(Architecture(tiny_model(name)), 0.25, True)
+        EXPORT.check(Architecture(tiny_model(name)), 0.25, True)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_the_code_builds_each_layer_as_it_is(name: str, make_pruned: Make, tokens_BT: Tensor) -> None:
     """The written model by its own code, and by load_checkpoint without it; it generates with a cache, too."""
     pruned = make_pruned(name, {2: FOUR})
-    HfUnequalExport().check(pruned.source, 0.25, True)
+    EXPORT.check(pruned.source, 0.25, True)
     expected = logits(load_checkpoint(pruned.folder, CPU), tokens_BT)
     write_code(Architecture(pruned.folder))
     model = remote(pruned.folder)
@@ -141,7 +143,7 @@ def test_config_names_the_code_and_every_count(make_pruned: Make) -> None:
 def test_a_fresh_process_loads_it(make_pruned: Make) -> None:
     """Of a family whose stock experts are not of the fused form that we run."""
     pruned = make_pruned("llama4_text", {2: FOUR})
-    result = HfUnequalExport().export(pruned)
+    result = EXPORT.export(pruned)
     assert (result["export"], result["written"], result["num_experts"]) == ("hf_unequal", "checkpoint", [0, 6, 4])
     assert result["loads_with"].endswith("AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)")
     assert 0 <= result["max_logit_difference"] <= result["tolerance"] < 0.1
@@ -155,7 +157,7 @@ def test_layers_that_turn_out_equal_need_no_code(make_pruned: Make, monkeypatch:
 
     monkeypatch.setattr("stun_exp.export.proof.prove", prove)
     pruned = make_pruned("mixtral", dict.fromkeys(range(3), FOUR))
-    assert HfUnequalExport().export(pruned)["trusted"] is False
+    assert EXPORT.export(pruned)["trusted"] is False
     assert not (pruned.folder / "modeling_stun.py").exists()
 
 
@@ -167,6 +169,55 @@ def test_code_that_fails_is_told_with_its_error(make_pruned: Make) -> None:
     code.write_text("import stun_exp.checkpoint\n" + code.read_text())
     with pytest.raises(ValueError, match=r"checkpoint: a fresh process could not load it by transformers .*stun_exp"):
         prove(Checkpoint(pruned.folder, None), CPU, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["dbrx", "deepseek_v3", "mixtral"])
+@pytest.mark.parametrize(
+    ("form", "reader"), [("per_layer_num_experts", "RCO's patch"), ("expert_list", "STUN's published checkpoints")]
+)
+def test_other_formats_are_read_back_to_the_same_model(
+    name: str, form: Any, reader: str, make_pruned: Make, tokens_BT: Tensor
+) -> None:
+    """Our own key is gone, so that it is the other that says so; pruned once more, the copy has ours alone."""
+    pruned = make_pruned(name, {2: FOUR})
+    counts = [layer.num_experts for layer in Architecture(pruned.folder).outlines]
+    expected = logits(load_checkpoint(pruned.folder, CPU), tokens_BT)
+    unequal = HfUnequalExport(format=form)
+    unequal.check(pruned.source, 0.25, True)
+    result = unequal.export(pruned)
+    assert (result["format"], result["loads_with"], result["num_experts"]) == (form, "stun_exp.load_pruned", counts)
+    assert result["max_logit_difference"] == 0
+    assert reader in result["for"]
+    json.dumps(result)
+    config = json.loads((pruned.folder / "config.json").read_text())
+    assert "experts_per_layer" not in config
+    assert counts in (config.get("per_layer_num_experts"), count_of(config))
+    # Weights that lie elsewhere in memory may take other kernels, which differ in the last digits.
+    again = logits(stun_exp.load_pruned(pruned.folder), tokens_BT)
+    torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def count_of(config: dict[str, Any]) -> Any:
+    """What stands in the place of the model's expert count."""
+    whole = config | config.get("ffn_config", {})
+    return next(whole[key] for key in ("moe_num_experts", "n_routed_experts", "num_local_experts") if key in whole)
+
+
+@pytest.mark.parametrize("form", ["per_layer_num_experts", "expert_list"])
+@pytest.mark.parametrize("name", ["mixtral", "glm4_moe", "qwen3_moe"])
+def test_stock_transformers_takes_no_other_format_for_a_model_of_its_own(
+    name: str, form: Any, make_pruned: Make
+) -> None:
+    """The trap is a model of random experts, without an error."""
+    pruned = make_pruned(name, {2: FOUR})
+    HfUnequalExport(format=form).export(pruned)
+    with pytest.raises(Exception, match=r"mismatch|num_local_experts|n_routed_experts|'list' and 'int'"):
+        AutoModelForCausalLM.from_pretrained(pruned.folder)
+
+
+def test_layers_of_two_stacks_have_no_numbers_that_others_know(tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"export\.format=expert_list: .* an encoder and a decoder; pass export=none"):
+        HfUnequalExport(format="expert_list").check(Architecture(tiny_model("nllb-moe")), 0.25, False)
 
 
 def test_the_package_loads_nothing_heavy_by_itself() -> None:

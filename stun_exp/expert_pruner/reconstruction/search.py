@@ -61,11 +61,18 @@ def _one_more(chunk: TokenChunk, gone_E: Tensor) -> Tensor:
     return torch.bincount(chunk.order_TE.flatten(), errors_TE.flatten(), len(gone_E))
 
 
-def beam(losses: Losses, num_removed: int, width: int) -> tuple[Removed, float]:
-    """The best set found when the `width` best sets of each size are extended by every expert.
+def greedy(losses: Losses, num_removed: int) -> tuple[Removed, float]:
+    """The experts in the order in which they go, each the one whose removal hurts least; of equals the lower number."""
+    removed: list[int] = []
+    loss = 0.0
+    for _ in range(num_removed):
+        loss, expert = min((loss, expert) for expert, loss in enumerate(losses.one_more(tuple(removed))))
+        removed.append(expert)
+    return tuple(removed), loss
 
-    A width of 1 is greedy: again and again, the expert whose removal hurts least; of equals the lower number.
-    """
+
+def beam(losses: Losses, num_removed: int, width: int) -> tuple[Removed, float]:
+    """The best set found when the `width` best sets of each size are extended by every expert."""
     states: list[tuple[float, Removed]] = [(0.0, ())]
     for _ in range(num_removed):
         found: dict[Removed, float] = {}

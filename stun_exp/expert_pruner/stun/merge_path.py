@@ -29,6 +29,20 @@ class MergePath:
             cluster_of |= dict.fromkeys(merged, merged)
         return sorted(cluster for expert, cluster in cluster_of.items() if cluster[0] == expert)
 
+    def survivors_in_order(self, score_E: Sequence[float]) -> list[int]:
+        """All experts, those that merge last first, if the highest-scoring member of a cluster stands for it.
+
+        Of equal scores it is the lower index. A merge takes one of two such members, so that for each number of
+        clusters those that stand for them come first.
+        """
+        survivor = {expert: expert for expert in range(self.num_experts)}
+        gone = []
+        for left, right in self.pairs:
+            stays, goes = sorted((survivor[left], survivor[right]), key=lambda e: (-score_E[e], e))
+            gone.append(goes)
+            survivor = {expert: stays if own == goes else own for expert, own in survivor.items()}
+        return [*sorted(set(range(self.num_experts)) - set(gone)), *reversed(gone)]
+
     def num_merges(self, threshold: float, min_clusters: int = 1) -> int:
         """How many merges happen at or below a threshold while at least `min_clusters` are left."""
         return min(bisect_right(self.heights, threshold), self.most_merges(min_clusters))

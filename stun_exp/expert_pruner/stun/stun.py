@@ -1,12 +1,13 @@
 """STUN's expert stage: cluster experts that behave alike, keep one representative a cluster (arXiv 2409.06211, 4.2)."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun.finding import Finding
-from stun_exp.moe.plan import LayerPlan, Plan
+from stun_exp.moe.plan import LayerPlan, Plan, Ranking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,12 +171,30 @@ class STUN(ExpertPruner):
         groups = [cluster if averaged(cluster) else [survivor] for survivor, cluster in by_survivor]
         kept = [survivor for survivor, _ in by_survivor]
         behind = [cluster for _, cluster in by_survivor]
-        return LayerPlan(found.layer.index, found.layer.num_experts, groups, kept, clusters=behind)
+        facts = self._ranking(found, cut)
+        return LayerPlan(found.layer.index, found.layer.num_experts, groups, kept, facts=facts, clusters=behind)
+
+    def _ranking(self, found: Finding, cut: "Cut") -> dict[str, Any]:
+        """The order in which experts merge into others, where one cut is part of the next.
+
+        The member nearest to a cluster's mean may be another in each larger cluster, the official rule's merges depend
+        on the threshold, and means are no choice of experts.
+        """
+        if self.representative == "nearest" or self.linkage == "official" or (self.kappa and self.kappa_on == "size"):
+            return {}
+        ranked = cut.path.survivors_in_order(self._member_scores(found))
+        return {"ranking": asdict(Ranking(ranked, max(found.layer.min_experts, self.kappa)))}
 
     def _survivors(self, found: Finding, clusters: list[list[int]]) -> list[int]:
         from stun_exp.expert_pruner.stun.representative import highest_members, nearest_members
 
-        if found.activity is None or self.representative == "nearest":
+        if self.representative == "nearest":
             return nearest_members(clusters, found.layer, found.weight_distance_EE)
+        return highest_members(clusters, self._member_scores(found))
+
+    def _member_scores(self, found: Finding) -> list[float]:
+        """How much each member of a cluster is worth standing for it."""
+        assert found.activity is not None
         scores_E = found.activity.count_E if self.representative == "frequent" else found.activity.reap_E()
-        return highest_members(clusters, scores_E.tolist())
+        scores: list[float] = scores_E.tolist()
+        return scores
