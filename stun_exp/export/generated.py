@@ -41,8 +41,7 @@ def obstacle(architecture: Architecture) -> str | None:
         return f"transformers {transformers.__version__} has no {stock}, of which the code would be a subclass"
     if why := many_stacks(architecture):
         return why
-    if family.num_experts_key is None:
-        return "the model is dense, and widths of its layers are not among what per_layer_config says here"
+    assert family.num_experts_key is not None, "asked of a dense model"
     if "." in family.num_experts_key:
         return f"{family.num_experts_key} lies in a part of the config, where per_layer_config does not reach"
     return None

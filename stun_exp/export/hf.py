@@ -31,6 +31,11 @@ class HfExport(Component):
                 "export=hf: this expert pruner leaves layers with different numbers of experts; pass "
                 "expert_pruner.budget=per_layer where it has that, another expert_pruner, or export=hf_unequal"
             )
+        if not equal and source.family.is_dense:
+            raise ValueError(
+                "export=hf: this structured pruner leaves layers of different widths; pass "
+                "structured_pruner.budget=per_layer where it has that, or export=none"
+            )
         check_stock(source, "export=hf")
         _check_ratio([layer for layer in source.outlines if layer.is_moe], ratio)
 
@@ -44,15 +49,24 @@ class HfExport(Component):
         written = Checkpoint(pruned.folder, None)
         counts = {layer.index: layer.num_experts for layer in written.outlines if layer.is_moe}
         _check_counts(written, counts)
-        (count,) = set(counts.values())
+        count = next(iter(counts.values()), None)
         return {
             "export": "hf",
             "written": pruned.folder.name,
             "num_experts": count,
-            "expert_parallel_sizes": expert_parallel_sizes(count),
+            "expert_parallel_sizes": [] if count is None else expert_parallel_sizes(count),
             **prove(written, pruned.device, trust_remote_code=False),
             "notes": pruned.savings(),
         }
+
+
+def check_experts(source: "Architecture", setting: str) -> None:
+    """ValueError, naming the `setting`, for a dense model."""
+    if source.family.is_dense:
+        raise ValueError(
+            f"{setting}: {source.family.model_type} is dense, and this is about numbers of experts; pass export=hf, and "
+            "structured_pruner.budget=per_layer where parts of its layers go"
+        )
 
 
 def check_stock(source: "Architecture", setting: str) -> None:
@@ -82,6 +96,8 @@ def _check_ratio(layers: "Sequence[MoELayer]", ratio: float) -> None:
 
     Group-limited routers lose whole rounds of groups, so that what they are left with is known with the plan only.
     """
+    if not layers:
+        return
     total = sum(layer.num_experts for layer in layers)
     left = total - round(ratio * total)
     if left % len(layers) and all(layer.num_groups == 1 for layer in layers):
@@ -94,6 +110,8 @@ def _check_ratio(layers: "Sequence[MoELayer]", ratio: float) -> None:
 
 def _check_counts(architecture: "Architecture", counts: dict[int, int]) -> None:
     """ValueError if layers keep different numbers of experts, or one fewer than its router can work with."""
+    if not counts:
+        return
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[fewest] != counts[most]:
         raise ValueError(

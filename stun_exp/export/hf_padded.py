@@ -33,8 +33,9 @@ class HfPaddedExport(Component):
     keeps_checkpoint: ClassVar[bool] = True
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
-        from stun_exp.export.hf import check_stock
+        from stun_exp.export.hf import check_experts, check_stock
 
+        check_experts(source, "export=hf_padded")
         check_stock(source, "export=hf_padded")
         if ratio and not equal:
             _check_routers(source)

@@ -28,7 +28,9 @@ class HfUnequalExport(Component):
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         from stun_exp.export.generated import many_stacks, obstacle
+        from stun_exp.export.hf import check_experts
 
+        check_experts(source, "export=hf_unequal")
         look = obstacle if self.format == "per_layer_config" else many_stacks
         if why := look(source):
             raise ValueError(

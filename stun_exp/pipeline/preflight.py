@@ -178,7 +178,8 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
         counts = expected_counts(checkpoint, ratio)
         _budget(settings, checkpoint, counts)
     with told.noted():
-        settings.export.check(checkpoint, ratio, settings.expert_pruner.has_equal_layers())
+        equal = settings.expert_pruner.has_equal_layers() and settings.structured_pruner.has_equal_layers()
+        settings.export.check(checkpoint, ratio, equal)
     if told.lines or benchmarks is None or gates is None:
         return None
     with told.noted():

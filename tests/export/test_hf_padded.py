@@ -18,7 +18,7 @@ from stun_exp.checkpoint.load import load_checkpoint
 from stun_exp.checkpoint.writer import CheckpointWriter
 from stun_exp.export.hf_padded import HfPaddedExport
 from stun_exp.export.protocol import Pruned
-from stun_exp.moe.families import FAMILIES
+from stun_exp.moe.families import DENSE, FAMILIES
 from stun_exp.moe.plan import Plan, keep
 
 Make = Callable[..., Pruned]
@@ -102,7 +102,7 @@ def test_a_bias_that_a_config_asks_for_counts(
         HfPaddedExport().check(Architecture(tiny_model("switch_transformers")), 0.25, False)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*ALLOWED, *NOT_IN_STOCK)])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*ALLOWED, *NOT_IN_STOCK, *DENSE)])
 def test_a_router_that_cannot_refuse_is_one_line(name: str, tiny_model: Callable[[str], Path]) -> None:
     """Before pruning, and once more for a plan that turns out unequal; equal layers need no filling."""
     source = Architecture(tiny_model(name))

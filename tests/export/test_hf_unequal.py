@@ -21,7 +21,7 @@ from stun_exp.export.generated import write_code
 from stun_exp.export.hf_unequal import HfUnequalExport
 from stun_exp.export.proof import prove
 from stun_exp.export.protocol import Pruned
-from stun_exp.moe.families import FAMILIES
+from stun_exp.moe.families import DENSE, FAMILIES
 
 Make = Callable[..., Pruned]
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ REFUSED = {
     "nllb-moe": "an encoder and a decoder",
     "switch_transformers": "an encoder and a decoder",
 }
-SUPPORTED = [name for name in FAMILIES if name not in REFUSED]
+SUPPORTED = [name for name in FAMILIES if name not in (*REFUSED, *DENSE)]
 
 
 @pytest.fixture(autouse=True)
