@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import field_validator
 
 from stun_exp.calibration.protocol import Calibration
-from stun_exp.calibration.text import checked_text, json_rows, text_file, text_of, token_ids
+from stun_exp.calibration.text import checked_text, rows_of, text_file, text_of, token_ids
 from stun_exp.utils.paths import expanded
 
 
@@ -29,14 +29,14 @@ class LocalText(Calibration):
         return text_file(path, ".txt", ".jsonl")
 
     def _documents(self, tokenizer: Any) -> list[list[int]]:
-        file = expanded(self.path)
+        file, name = expanded(self.path), f"calibration.path={self.path}"
         if file.suffix == ".txt":
-            documents = [tokenizer(text_of(file, self.path))["input_ids"]]
+            documents = [tokenizer(text_of(file, name))["input_ids"]]
         else:
-            documents = [self._row(row, where, tokenizer) for where, row in json_rows(file, self.path)]
+            documents = [self._row(row, where, tokenizer) for where, row in rows_of(file, name)]
         documents = [document for document in documents if document]
         if not documents:
-            raise ValueError(f"calibration.path={self.path}: the file is empty; give text to calibrate on")
+            raise ValueError(f"{name}: the file is empty; give text to calibrate on")
         return documents
 
     def _row(self, row: Mapping[str, Any], where: str, tokenizer: Any) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import field_validator
 
 from stun_exp.calibration.protocol import Calibration, CalibrationTokens
-from stun_exp.calibration.text import checked_text, json_rows, text_file, token_ids
+from stun_exp.calibration.text import checked_text, rows_of, text_file, token_ids
 from stun_exp.utils.paths import expanded
 
 Pair = tuple[list[int], list[int]]
@@ -43,7 +43,7 @@ class Pairs(Calibration):
                 "calibration=pairs has sources and targets, and the model is decoder-only, which reads plain text: "
                 "pass calibration=local calibration.path=FILE"
             )
-        rows = json_rows(expanded(self.path), self.path)
+        rows = rows_of(expanded(self.path), f"calibration.path={self.path}")
         found = [self._pair(row, where, tokenizer, decoder_start) for where, row in rows]
         if len(found) < self.num_sequences:
             raise ValueError(
