@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from stun_exp.calibration.protocol import Calibration, CalibrationTokens
+from stun_exp.calibration.protocol import Answer, Calibration, CalibrationTokens
 from stun_exp.calibration.text import checked_text, rows_of, text_file, token_ids
 from stun_exp.utils.paths import expanded
 
@@ -33,9 +33,14 @@ class Pairs(Calibration):
         return text_file(path, ".jsonl")
 
     def sequences(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
-        raise ValueError("recovery trains decoder-only models alone; with calibration=pairs pass recovery=none")
+        raise ValueError(
+            "recovery trains decoder-only models alone; with calibration=pairs pass recovery=none (nor is it a source "
+            "of a mixture, or of prompts: these are plain text)"
+        )
 
-    def tokens(self, tokenizer: Any, seed: int, decoder_start: int | None = None) -> CalibrationTokens:
+    def tokens(
+        self, tokenizer: Any, seed: int, decoder_start: int | None = None, answer: Answer | None = None
+    ) -> CalibrationTokens:
         import torch
 
         if decoder_start is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stun_exp.calibration.protocol import Calibration, CalibrationTokens
+from stun_exp.pipeline.answers import ModelAnswers
 from stun_exp.state.cache import Store
 from stun_exp.state.fingerprint import made_by
 from stun_exp.state.identity import Digest
@@ -17,6 +18,7 @@ def drawn_tokens(
     companions: Mapping[str, str],
     store: Store,
     digest: Digest,
+    answer: ModelAnswers | None = None,
 ) -> CalibrationTokens:
     """The tokens of a calibration, drawn once for equal text, settings and tokenizer.
 
@@ -28,6 +30,7 @@ def drawn_tokens(
         companions: The sha256 of the files beside the weights, the tokenizer's among them.
         store: The cache.
         digest: Gives the sha256 of a file.
+        answer: Asks the unpruned model, for a calibration that does.
 
     Raises:
         ValueError: The text is too short, or of the wrong kind.
@@ -38,11 +41,12 @@ def drawn_tokens(
         "seed": seed,
         "decoder_start": decoder_start,
         "tokenizer": dict(companions),
-        **made_by(type(calibration).__module__),
+        "model": answer.depends_on if answer else {},
+        **made_by(*(type(part).__module__ for part in calibration.parts())),
     }
     found = store.find("tokens", key)
     if found is not None:
         return CalibrationTokens(**found)
-    tokens = calibration.tokens(tokenizer, seed, decoder_start)
+    tokens = calibration.tokens(tokenizer, seed, decoder_start, answer)
     store.add("tokens", key, vars(tokens))
     return tokens

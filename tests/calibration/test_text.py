@@ -1,27 +1,13 @@
 """Rows are read alike from every kind of file, and what is damaged is named with its place."""
 
-import gzip
-import json
 from pathlib import Path
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
+from row_files import write_rows
 
 from stun_exp.calibration.text import ROW_ENDINGS, files_in, rows_of
 
 ROWS = [{"text": "one\u2028line", "ids": [3]}, {"text": "two", "ids": [1, 2]}]
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    """A file of rows in the form that its ending says."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    if file.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    else:
-        file.write_bytes(gzip.compress(lines) if file.suffix == ".gz" else lines)
-    return file
 
 
 @pytest.mark.parametrize("ending", ROW_ENDINGS)
