@@ -61,8 +61,8 @@ class LocalText(Calibration):
             return []
         return [
             f"calibration.path={self.path}: all {count} rows of input_ids have calibration.sequence_length="
-            f"{self.sequence_length} tokens, so they are taken as they are, from the first one on whatever seed says: "
-            f"{count - self.num_sequences} beyond calibration.num_sequences={self.num_sequences} are not used"
+            f"{self.sequence_length} tokens, so they are taken as they are and in order, whatever seed says: the first "
+            f"{self.num_sequences} of them; the other {count - self.num_sequences} are not used"
         ]
 
     def _tokens_left(

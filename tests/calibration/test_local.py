@@ -133,7 +133,7 @@ def test_rows_beyond_those_that_are_asked_for_are_named(tmp_path: Path, tokenize
     assert torch.cat(tokens.batches_BT)[:, 0].tolist() == [1, 2, 3, 4, 5]
     (note,) = tokens.notes
     assert "all 7 rows of input_ids have calibration.sequence_length=4 tokens" in note
-    assert "2 beyond calibration.num_sequences=5 are not used" in note
+    assert "the first 5 of them; the other 2 are not used" in note
 
 
 def test_rows_of_the_length_among_others_are_joined_and_that_is_said(tmp_path: Path, tokenizer: Any) -> None:

@@ -60,7 +60,7 @@ def test_whole_sequences_come_from_each_source_in_turn(tokenizer: Any, sources: 
 def test_what_a_source_says_of_its_text_names_the_source(tokenizer: Any, sources: dict[str, Calibration]) -> None:
     notes = mixture(sources, 6, code=2, maths=1).tokens(tokenizer, 0).notes
     assert [note.split(": ")[0] for note in notes] == ["calibration.sources.code", "calibration.sources.maths"]
-    assert "6 beyond calibration.num_sequences=4 are not used" in notes[0]
+    assert "the first 4 of them; the other 6 are not used" in notes[0]
 
 
 def test_a_weight_of_0_leaves_a_source_out(tokenizer: Any, sources: dict[str, Calibration]) -> None:

@@ -168,6 +168,21 @@ class RedundancyForm(OpenForm):
     load_gini: NotRequired[Number | None]
 
 
+class DomainForm(OpenForm):
+    """One source of a mixture, and what its tokens had of the experts that went."""
+
+    sequences: Count
+    tokens: NotRequired[Share | None]
+    removed_choices: NotRequired[Share | None]
+    removed_gates: NotRequired[Share | None]
+
+
+class DomainsForm(OpenForm):
+    """What a mixture's sources gave and used; reports of older versions lack it, and other calibrations have none."""
+
+    sources: dict[str, DomainForm]
+
+
 class SkippingForm(OpenForm):
     evaluation: NotRequired[Share | None]
 
@@ -215,6 +230,7 @@ class ReportForm(OpenForm):
     diagnostics: DiagnosticsForm
     expert_stage: NotRequired[ExpertStageForm | None]
     redundancy: NotRequired[RedundancyForm | None]
+    domains: NotRequired[DomainsForm | None]
     skipping: NotRequired[SkippingForm | None]
     metrics: dict[str, MetricForm]
     baseline: NotRequired[MeasurementForm | None]
