@@ -55,13 +55,24 @@ class Pairs(Calibration):
                 f"calibration.num_sequences={self.num_sequences}: calibration.path={self.path} holds only {len(found)} "
                 "pairs; lower calibration.num_sequences, or give more"
             )
-        pairs = random.Random(seed).sample(found, self.num_sequences)
+        drawn, longest = random.Random(seed).sample(found, self.num_sequences), self.sequence_length
+        cut = sum(max(len(source), len(target)) > longest for source, target in drawn)
+        pairs = [(source[:longest], target[:longest]) for source, target in drawn]
         batches = self._batches(pairs)
         return CalibrationTokens(
             batches_BT=[torch.tensor([source for source, _ in batch]) for batch in batches],
             targets_BT=[torch.tensor([target for _, target in batch]) for batch in batches],
             sha256=sha256(json.dumps(pairs).encode()).hexdigest(),
+            notes=self._cut(cut),
         )
+
+    def _cut(self, count: int) -> list[str]:
+        if not count:
+            return []
+        return [
+            f"calibration.path={self.path}: {count} of {self.num_sequences} pairs have a source or a target of more "
+            f"than calibration.sequence_length={self.sequence_length} tokens, and were cut"
+        ]
 
     def _pair(self, row: Mapping[str, Any], where: str, tokenizer: Any, decoder_start: int) -> Pair:
         """The tokens that the encoder and the decoder read of one line."""
@@ -74,7 +85,7 @@ class Pairs(Calibration):
             raise ValueError(f"{where}: needs `source` and `target`, or `input_ids` and `labels`")
         if not (source and target):
             raise ValueError(f"{where}: the source or the target is empty")
-        return source[: self.sequence_length], [decoder_start, *target[:-1]][: self.sequence_length]
+        return source, [decoder_start, *target[:-1]]
 
     def _batches(self, pairs: list[Pair]) -> list[list[Pair]]:
         """The pairs in batches of equal lengths, so that none needs padding."""

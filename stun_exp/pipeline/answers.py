@@ -4,6 +4,7 @@ Shapes: B prompts, T tokens.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -40,9 +41,11 @@ class ModelAnswers:
     def __init__(self, run: "RunContext", checkpoint: Checkpoint) -> None:
         self.run = run
         self.checkpoint = checkpoint
+        self._given: dict[str, list[list[int]]] = {}
+        """Calibration and recovery ask the same first."""
 
     @cached_property
-    def depends_on(self) -> dict[str, Any]:
+    def _depends_on(self) -> dict[str, Any]:
         """All that an answer depends on besides prompt and sampling."""
         return {
             "checkpoint": self.checkpoint.identity(self.run.digests.of),
@@ -55,11 +58,17 @@ class ModelAnswers:
     def __call__(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
         self._check_length(max(map(len, prompts)), sampling.max_tokens)
         asked = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest(), **asdict(sampling)}
-        key = {**asked, **self.depends_on}
+        name = json.dumps(asked)
+        if name not in self._given:
+            self._given[name] = self._once({**asked, **self._depends_on}, prompts, sampling).tokens
+        return self._given[name]
+
+    def _once(self, key: Mapping[str, Any], prompts: list[list[int]], sampling: Sampling) -> Answers:
+        """From the cache, with whose cost the run is charged, or else from the model."""
         run = self.run
         return computed_once(
             run.store, "answers", key, Answers, run.cost, lambda: Answers(answers(self._model, prompts, sampling))
-        ).tokens
+        )
 
     def _check_length(self, prompt: int, answer: int) -> None:
         longest = getattr(self.checkpoint.config, "max_position_embeddings", None)

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stun_exp.calibration.protocol import Calibration, CalibrationTokens
-from stun_exp.pipeline.answers import ModelAnswers
+from stun_exp.calibration.protocol import Answer, Calibration, CalibrationTokens
 from stun_exp.state.cache import Store
 from stun_exp.state.fingerprint import made_by
 from stun_exp.state.identity import Digest
@@ -18,9 +17,11 @@ def drawn_tokens(
     companions: Mapping[str, str],
     store: Store,
     digest: Digest,
-    answer: ModelAnswers | None = None,
+    answer: Answer | None = None,
 ) -> CalibrationTokens:
     """The tokens of a calibration, drawn once for equal text, settings and tokenizer.
+
+    Of a calibration that asks the model the answers are kept, and not the tokens: a run is charged with what they took.
 
     Args:
         calibration: Where the text comes from, and how much of it.
@@ -35,18 +36,19 @@ def drawn_tokens(
     Raises:
         ValueError: The text is too short, or of the wrong kind.
     """
+    if answer is not None:
+        return calibration.tokens(tokenizer, seed, decoder_start, answer)
     key = {
         "calibration": f"{type(calibration).__qualname__} {calibration!r}",
         "text": [digest(file) for file in calibration.reads()],
         "seed": seed,
         "decoder_start": decoder_start,
         "tokenizer": dict(companions),
-        "model": answer.depends_on if answer else {},
         **made_by(*(type(part).__module__ for part in calibration.parts())),
     }
     found = store.find("tokens", key)
     if found is not None:
         return CalibrationTokens(**found)
-    tokens = calibration.tokens(tokenizer, seed, decoder_start, answer)
+    tokens = calibration.tokens(tokenizer, seed, decoder_start)
     store.add("tokens", key, vars(tokens))
     return tokens

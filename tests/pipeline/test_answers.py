@@ -117,12 +117,23 @@ def test_answers_are_kept_for_other_runs_of_the_same_model(go: Runner, tmp_path:
     assert len(asked) == once
     sha256 = "calibration_tokens_sha256"
     assert again["provenance"][sha256] == first["provenance"][sha256]
-    assert again["cost"]["open"]["charged_seconds"] >= again["cost"]["open"]["wall_seconds"]
+    assert first["cost"]["open"]["charged_seconds"] == first["cost"]["open"]["wall_seconds"]
+    assert again["cost"]["open"]["charged_seconds"] > again["cost"]["open"]["wall_seconds"]
     go("c", *cache, "calibration.num_sequences=6")
     assert 0 < len(asked) - once < once
     before = len(asked)
     assert go("d", *cache, "calibration.temperature=1.0")["provenance"][sha256] != first["provenance"][sha256]
     assert len(asked) - before == once
+
+
+def test_a_recovery_asks_for_no_answer_twice(go: Runner, asked: list[int]) -> None:
+    """Without a cache: what it trains on follows the calibration's sequences, which are drawn again."""
+    go("a", "calibration.batch_size=2")
+    alone = len(asked)
+    asked.clear()
+    training = ("recovery=expert_distillation", "recovery.num_sequences=4", "recovery.epochs=1")
+    go("b", "calibration.batch_size=2", *training)
+    assert alone < len(asked) <= 2 * alone
 
 
 def test_experts_on_disk_answer_alike_and_that_is_said(go: Runner) -> None:

@@ -144,4 +144,5 @@ def test_sources_of_other_names_are_not_taken_from_the_cache(mixed: Runner, tmp_
     again = mixed(*EXPERTS_ALONE, *cache, low="few", out=tmp_path / "b")
     sha256 = "calibration_tokens_sha256"
     assert again["provenance"][sha256] == first["provenance"][sha256]
+    assert mixed(*EXPERTS_ALONE, *cache, out=tmp_path / "c")["domains"] == first["domains"]
     assert set(again["domains"]["sources"]) == set(again["domains"]["per_layer"][0]["choices"]) == {"few", "high"}
