@@ -1,6 +1,6 @@
 """Calibration text of several sources, each with its share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +75,7 @@ class Mixture(Calibration):
         return {name: source for name, source in self.sources.items() if self.weights[name] > 0}
 
 
-def interleaved(weights: Mapping[str, float], number: int) -> Sequence[str]:
+def interleaved(weights: Mapping[str, float], number: int) -> list[str]:
     """`number` names; after each of them, every name has come as often as its weight says to within about one.
 
     The next is the one that is furthest behind, the first of several. Fractions: sums of floats would break ties.

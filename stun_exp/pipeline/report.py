@@ -48,7 +48,7 @@ def report_of(
         "experts": _experts(prepared.plan),
         "expert_stage": expert_stage_json(prepared.plan, damage_json(prepared.damage)),
         "redundancy": redundancy_json(prepared.damage),
-        "domains": domains_json(inputs.tokens.domains, prepared.damage and prepared.damage.domains),
+        "domains": domains_json(inputs.tokens.domains, prepared.damage.domains if prepared.damage else None),
         "sparsity": on_disk.sparsity,
         "diagnostics": written.diagnostics.whole().json(per_layer),
         "recovery": recovery,

@@ -36,8 +36,8 @@ def mixture(sources: dict[str, Calibration], number: int, **weights: float) -> M
 
 def test_shares_by_hand() -> None:
     """Of 3 : 1, the fourth place is the second source's; every four together are as the weights say."""
-    assert list(interleaved({"a": 3, "b": 1}, 8)) == ["a", "a", "b", "a", "a", "a", "b", "a"]
-    assert list(interleaved({"a": 1, "b": 1}, 4)) == ["a", "b", "a", "b"]
+    assert interleaved({"a": 3, "b": 1}, 8) == ["a", "a", "b", "a", "a", "a", "b", "a"]
+    assert interleaved({"a": 1, "b": 1}, 4) == ["a", "b", "a", "b"]
 
 
 @pytest.mark.parametrize("weights", [{"a": 0.1, "b": 0.2, "c": 0.7}, {"a": 5, "b": 1, "c": 1, "d": 1}])
@@ -45,7 +45,7 @@ def test_every_beginning_has_about_the_shares(weights: dict[str, float]) -> None
     order, total = interleaved(weights, 200), sum(weights.values())
     for length in range(1, 201):
         for name, weight in weights.items():
-            assert abs(list(order[:length]).count(name) - length * weight / total) < 1.5
+            assert abs(order[:length].count(name) - length * weight / total) < 1.5
     assert interleaved(weights, 50) == order[:50]
 
 
