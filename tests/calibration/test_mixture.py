@@ -1,5 +1,6 @@
 """Sources with shares: whole sequences, interleaved, each known by its source."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from stun_exp.calibration.local import LocalText
 from stun_exp.calibration.mixture import Mixture, interleaved
 from stun_exp.calibration.pairs import Pairs
 from stun_exp.calibration.protocol import Calibration
+from stun_exp.cli.check import settings_of
+from stun_exp.cli.main import CONF
 from stun_exp.pipeline.training_text import training_sequences
+from stun_exp.toy import MODELS
+
+NAMES = ("toy", "toy_maths", "more")
 
 
 @pytest.fixture
@@ -61,6 +67,25 @@ def test_what_a_source_says_of_its_text_names_the_source(tokenizer: Any, sources
     notes = mixture(sources, 6, code=2, maths=1).tokens(tokenizer, 0).notes
     assert [note.split(": ")[0] for note in notes] == ["calibration.sources.code", "calibration.sources.maths"]
     assert "the first 4 of them; the other 6 are not used" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"toy": 3, "toy_maths": 3}),
+        (["calibration.weights.toy=2"], {"toy": 4, "toy_maths": 2}),
+        (["calibration@calibration.sources.toy=toy_maths"], {"toy": 3, "toy_maths": 3}),
+        (["+calibration@calibration.sources.more=toy", "+calibration.weights.more=1"], dict.fromkeys(NAMES, 2)),
+        (["~calibration@calibration.sources.toy", "~calibration.weights.toy"], {"toy_maths": 6}),
+    ],
+)
+def test_the_choice_mixes_the_toys_texts_and_sources_are_added_by_name(
+    overrides: list[str], expected: dict[str, int]
+) -> None:
+    size = ["calibration.num_sequences=6", "calibration.sequence_length=32"]
+    settings = settings_of(["calibration=mixture", *size, *overrides], CONF)
+    tokenizer = AutoTokenizer.from_pretrained(MODELS["toy_moe"])
+    assert Counter(settings.calibration.draw(tokenizer, 0).domains) == expected
 
 
 def test_a_weight_of_0_leaves_a_source_out(tokenizer: Any, sources: dict[str, Calibration]) -> None:
