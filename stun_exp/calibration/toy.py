@@ -14,7 +14,12 @@ class ToyText(Calibration):
     """Documents of every kind, in the shares of its training, or problems alone."""
 
     def sequences(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
+        return islice(self.blocks(self._documents(tokenizer, seed), tokenizer), self.num_sequences)
+
+    def openings(self, tokenizer: Any, seed: int, max_tokens: int, total_tokens: int) -> Iterator[list[int]]:
+        return (ids[:max_tokens] for ids in self._documents(tokenizer, seed))
+
+    def _documents(self, tokenizer: Any, seed: int) -> Iterator[list[int]]:
         from stun_exp.toy.text import calibration_documents
 
-        documents = (tokenizer(text)["input_ids"] for text in calibration_documents(seed, self.domain))
-        return islice(self.blocks(documents, tokenizer), self.num_sequences)
+        return (tokenizer(text)["input_ids"] for text in calibration_documents(seed, self.domain))

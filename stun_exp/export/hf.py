@@ -64,8 +64,8 @@ def check_experts(source: "Architecture", setting: str) -> None:
     """ValueError, naming the `setting`, for a dense model."""
     if source.family.is_dense:
         raise ValueError(
-            f"{setting}: {source.family.model_type} is dense, and this is about numbers of experts; pass export=hf, and "
-            "structured_pruner.budget=per_layer where parts of its layers go"
+            f"{setting}: {source.family.model_type} is dense, and this is about numbers of experts; pass export=hf, "
+            "and structured_pruner.budget=per_layer where parts of its layers go"
         )
 
 

@@ -1,7 +1,9 @@
 """What expert pruners want to know of a layer, gathered in one pass over the calibration tokens.
 
-Shapes: B sequences, T tokens, E experts, K experts a token, N tokens of one expert, D hidden size.
+Shapes: B sequences, T tokens, E experts, K experts a token, N tokens of one expert, D hidden size, G domains.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -96,6 +98,26 @@ class ExpertUsage(Statistic):
         if self.output_ED is None:
             self.output_ED = torch.zeros(len(self.count_E), y_ND.shape[1], dtype=torch.float64)
         self.output_ED[expert] += y_ND.sum(0, dtype=torch.float64).cpu()
+
+
+class DomainUsage(Statistic):
+    """How often tokens of each domain chose each expert, and the sum of their gates; both (G, E) in fp64."""
+
+    def __init__(self, num_experts: int, num_domains: int, batches: Sequence[Sequence[int]]):
+        """`batches` are the domains of the sequences of each batch, in the order in which they are run."""
+        self.count_GE, self.gate_GE = torch.zeros(2, num_domains, num_experts, dtype=torch.float64)
+        self._batches = list(batches)
+
+    def routing(self, router_logits_TE: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> None:
+        domains = torch.tensor(self._batches.pop(0))
+        domain_T = domains.repeat_interleave(len(topk_index_TK) // len(domains))
+        num_domains, num_experts = self.count_GE.shape
+        # The last column is for places that are nobody's: of tokens over an expert's capacity.
+        place_TK = domain_T[:, None] * (num_experts + 1) + topk_index_TK.cpu()
+        size = num_domains * (num_experts + 1)
+        for total_GE, weight_TK in ((self.count_GE, torch.ones_like(place_TK)), (self.gate_GE, topk_weight_TK.cpu())):
+            found = torch.bincount(place_TK.flatten(), weight_TK.flatten().double(), minlength=size)
+            total_GE += found.view(num_domains, -1)[:, :-1]
 
 
 class RoutedOutputs(Statistic):

@@ -12,8 +12,9 @@ from typing import Any
 from stun_exp.moe.observe import observe
 from stun_exp.moe.plan import LayerPlan, Plan, plan_digest
 from stun_exp.moe.redundancy import effective_number, gini, nearest_cosine, nearest_distances, weight_gram
-from stun_exp.moe.statistics import ExpertUsage, OutputError, RoutedOutputs
+from stun_exp.moe.statistics import DomainUsage, ExpertUsage, OutputError, RoutedOutputs
 from stun_exp.pipeline.context import RunContext, Stage
+from stun_exp.pipeline.domains import DomainLoad, LayerDomains, domains_of_batches, layer_domains, removed_experts
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.state.computed import computed_once
 from stun_exp.state.fingerprint import made_by
@@ -62,6 +63,8 @@ class Damage:
     tokens: int
     layers: list[LayerDamage]
     redundancy: list[LayerRedundancy]
+    domains: DomainLoad | None = None
+    """Of a mixture, what each of its sources used."""
 
 
 DAMAGE = Stage[Damage | None]("damage", warnings=lambda damage: heavy_losses(damage.layers) if damage else ())
@@ -71,7 +74,8 @@ def measure_damage(run: RunContext, inputs: Inputs, plan: Plan) -> Damage | None
     """What the plan costs; None where it takes no expert, or the settings say not to look. Equal plans share it."""
     if not run.settings.measure_damage or all(_changes_nothing(layer) for layer in plan.layers):
         return None
-    key = {**inputs.calibrated_on(run), "plan": plan_digest(plan), **made_by(__name__)}
+    key = {**inputs.calibrated_on(run), "domains": inputs.tokens.domains, "plan": plan_digest(plan)}
+    key |= made_by(__name__)
     return computed_once(run.store, "damage", key, Damage, run.cost, lambda: _measured(run, inputs, plan))
 
 
@@ -122,25 +126,29 @@ def _measured(run: RunContext, inputs: Inputs, plan: Plan) -> Damage:
     walk = inputs.walk(run, "damage of the expert stage")
     per_batch = max(inputs.tokens.batches_BT[0].numel(), 1)
     walk.take_batches(max(MAX_TOKENS // per_batch, 1))
-    damage, redundancy = [], []
+    batches = domains_of_batches(inputs.tokens.domains, walk.tokens_BT)
+    damage, redundancy, domains = [], [], list[LayerDomains]()
     for step in walk:
         layer_plan = plan.of(step.layer.index)
         if layer_plan is None:
             continue
         usage = ExpertUsage(step.layer.num_experts)
         reference = RoutedOutputs()
-        with observe(step.layer, [usage, reference]):
+        by_domain = DomainUsage(step.layer.num_experts, len(batches.names), batches.numbers)
+        with observe(step.layer, [usage, reference, *([by_domain] if batches.names else [])]):
             step.forward()
+        domains.append(layer_domains(layer_plan, batches.names, by_domain))
         redundancy.append(_redundancy(step, usage))
         damage.append(_damage(run, inputs, step, layer_plan, usage, reference))
     run.cost.forward_passes += walk.forward_passes
-    return Damage(sum(batch.numel() for batch in walk.tokens_BT), damage, redundancy)
+    load = DomainLoad(batches.tokens, domains) if batches.names else None
+    return Damage(sum(batch.numel() for batch in walk.tokens_BT), damage, redundancy, load)
 
 
 def _damage(
     run: RunContext, inputs: Inputs, step: Step, plan: LayerPlan, usage: ExpertUsage, reference: RoutedOutputs
 ) -> LayerDamage:
-    gate_E, gone = usage.gate_E, [expert for expert in range(plan.num_experts) if expert not in plan.kept]
+    gate_E, gone = usage.gate_E, removed_experts(plan)
     total = float(gate_E.sum())
     moved = float(gate_E[gone].sum()) / total if total else None
     if _changes_nothing(plan):

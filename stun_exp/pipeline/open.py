@@ -11,6 +11,7 @@ from torch import Tensor
 from stun_exp.calibration.protocol import CalibrationTokens, decoder_start
 from stun_exp.checkpoint.census import Census, census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.pipeline.answers import ModelAnswers
 from stun_exp.pipeline.context import TRAINING, RunContext, Stage
 from stun_exp.pipeline.drawn_tokens import drawn_tokens
 from stun_exp.pipeline.dry_run import print_budget
@@ -49,41 +50,48 @@ def open_inputs(run: RunContext) -> Inputs | None:
     with told.noted():
         run.own = own_files(run.out)
         check_folder(run.out, checkpoint.path, run.own, files_of(checkpoint))
-    text = None
+    tokenizer, text, checked = None, None, None
+    asks_model = settings.calibration.asks_model()
     with told.noted():
         tokenizer = load_tokenizer(checkpoint, settings.model.trust_remote_code)
         with told.noted():
-            text = _text(run, checkpoint, tokenizer)
+            check_length(settings.calibration, checkpoint)
+            check_room(settings, checkpoint, run.out)
+            text = None if asks_model else _text(run, checkpoint, tokenizer)
+    if asks_model:  # which reads the weights: when nothing is left that could be refused
+        checked = check_settings(settings, checkpoint, tokenizer, told)
+        told.tell()
+        text = None if settings.dry_run else _text(run, checkpoint, tokenizer)
     identity = None
     if text and not told.lines and not settings.dry_run:
-        identity = _identify(run, checkpoint, *text[1:])
+        identity = _identify(run, checkpoint, *text)
         if _is_complete(run):
             return None
-    checked = check_settings(settings, checkpoint, text[0] if text else None, told)
+    checked = checked or check_settings(settings, checkpoint, tokenizer if text else None, told)
     told.tell()
-    assert text is not None
     assert checked is not None
-    tokenizer, tokens, training_NT = text
     if identity is None:
-        print_budget(checkpoint, checked, tokens.num_tokens)
+        print_budget(checkpoint, checked, text[0].num_tokens if text else settings.calibration.most_tokens)
         return None
+    assert text is not None
+    tokens, training_NT = text
     stage = WeightStage(settings.unstructured_pruner, settings.sparsity_scope)
     zeros, source_zeros = _zeros(run, checkpoint, identity, stage, checked)
-    for warning in warnings_at_once(settings, checkpoint, checked.benchmarks, bool(checked.gates), source_zeros):
+    at_once = warnings_at_once(settings, checkpoint, checked.benchmarks, bool(checked.gates), source_zeros)
+    for warning in (*tokens.notes, *at_once):
         run.warn(warning)
     found = (checked.benchmarks, checked.gates, zeros, source_zeros, checkpoint, identity)
     return Inputs(checkpoint, identity, tokenizer, tokens, training_NT, stage, *found)
 
 
-def _text(run: RunContext, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Any, CalibrationTokens, Tensor]:
-    """The tokenizer, what the model is calibrated on, and what a recovery trains on."""
-    settings = run.settings
-    check_length(settings.calibration, checkpoint)
-    check_room(settings, checkpoint, run.out)
+def _text(run: RunContext, checkpoint: Checkpoint, tokenizer: Any) -> tuple[CalibrationTokens, Tensor]:
+    """What the model is calibrated on, and what a recovery trains on."""
+    settings, calibration, seed = run.settings, run.settings.calibration, run.settings.seed
+    answer = ModelAnswers(run, checkpoint) if calibration.asks_model() else None
     start, companions = decoder_start(checkpoint.config), checkpoint.companions(run.digests.of)
-    tokens = drawn_tokens(settings.calibration, tokenizer, settings.seed, start, companions, run.store, run.digests.of)
-    training = training_sequences(settings.calibration, tokenizer, settings.seed, settings.recovery.num_sequences)
-    return tokenizer, tokens, training
+    where = (run.store, run.digests.of)
+    tokens = drawn_tokens(calibration, tokenizer, seed, start, companions, *where, answer)
+    return tokens, training_sequences(calibration, tokenizer, seed, settings.recovery.num_sequences, answer)
 
 
 def _identify(

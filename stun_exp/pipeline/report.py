@@ -8,6 +8,7 @@ from stun_exp.checkpoint.writer import CARD
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.context import RunContext
 from stun_exp.pipeline.damage import damage_json, redundancy_json
+from stun_exp.pipeline.domains import domains_json
 from stun_exp.pipeline.evaluate import EvaluatedCheckpoint
 from stun_exp.pipeline.expert_stage import expert_stage_json
 from stun_exp.pipeline.inputs import Inputs
@@ -49,6 +50,7 @@ def report_of(
         "experts": _experts(prepared.plan),
         "expert_stage": expert_stage_json(prepared.plan, damage_json(prepared.damage)),
         "redundancy": redundancy_json(prepared.damage),
+        "domains": domains_json(inputs.tokens.domains, prepared.damage.domains if prepared.damage else None),
         "sparsity": on_disk.sparsity,
         "diagnostics": written.diagnostics.whole().json(per_layer),
         "recovery": recovery,

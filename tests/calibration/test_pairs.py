@@ -93,6 +93,9 @@ def test_sequence_length_caps_sources_and_targets(tmp_path: Path, tokenizer: Any
     file = jsonl(tmp_path / "a.jsonl", {"input_ids": [1, 2, 3, 4, 5], "labels": [11, 12, 13, 14, 15, 16]})
     made = pairs(file, 1, sequence_length=3).tokens(tokenizer, 0, START)
     assert (made.batches_BT[0].tolist(), made.targets_BT[0].tolist()) == ([[1, 2, 3]], [[START, 11, 12]])
+    (note,) = made.notes
+    assert "1 of 1 pairs have a source or a target of more than calibration.sequence_length=3 tokens" in note
+    assert pairs(file, 1, sequence_length=6).tokens(tokenizer, 0, START).notes == []
 
 
 def test_the_seed_decides_and_the_hash_tells_pairs_not_batches(tmp_path: Path, tokenizer: Any) -> None:

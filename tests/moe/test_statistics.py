@@ -6,6 +6,7 @@ from torch import Tensor
 
 from stun_exp.moe.statistics import (
     Coactivation,
+    DomainUsage,
     ExpertActivity,
     ExpertTokens,
     MeanOutputs,
@@ -46,6 +47,16 @@ def test_expert_tokens_counts_tokens_of_all_batches() -> None:
     for batch_TK in torch.tensor([[[0, 1], [0, 2]], [[0, 1], [1, 2]]]):
         tokens.routing(torch.empty(0), batch_TK, torch.empty(0))
     assert tokens.count_E.tolist() == [3, 3, 2, 0]
+
+
+def test_domain_usage_by_hand() -> None:
+    """Two sequences of two tokens a batch: domains 0 and 1, then 1 and 0. Place 3 is a token's over the capacity."""
+    usage = DomainUsage(3, 2, [[0, 1], [1, 0]])
+    gates_TK = torch.tensor([[0.5, 0.25]] * 4)
+    usage.routing(NOTHING, torch.tensor([[0, 1], [0, 2], [1, 2], [1, 3]]), gates_TK)
+    usage.routing(NOTHING, torch.tensor([[2, 0], [2, 0], [0, 1], [3, 1]]), gates_TK)
+    assert usage.count_GE.tolist() == [[3, 3, 1], [2, 2, 3]]
+    assert usage.gate_GE.tolist() == [[1.5, 0.75, 0.25], [0.5, 1.0, 1.25]]
 
 
 def test_expert_activity_by_hand() -> None:

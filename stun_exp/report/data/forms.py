@@ -175,6 +175,21 @@ class StructureForm(OpenForm):
     share_removed: Share
 
 
+class DomainForm(OpenForm):
+    """One source of a mixture, and what its tokens had of the experts that went."""
+
+    sequences: Count
+    tokens: NotRequired[Share | None]
+    removed_choices: NotRequired[Share | None]
+    removed_gates: NotRequired[Share | None]
+
+
+class DomainsForm(OpenForm):
+    """What a mixture's sources gave and used; reports of older versions lack it, and other calibrations have none."""
+
+    sources: dict[str, DomainForm]
+
+
 class SkippingForm(OpenForm):
     evaluation: NotRequired[Share | None]
 
@@ -223,6 +238,7 @@ class ReportForm(OpenForm):
     structure: NotRequired[StructureForm | None]
     expert_stage: NotRequired[ExpertStageForm | None]
     redundancy: NotRequired[RedundancyForm | None]
+    domains: NotRequired[DomainsForm | None]
     skipping: NotRequired[SkippingForm | None]
     metrics: dict[str, MetricForm]
     baseline: NotRequired[MeasurementForm | None]
