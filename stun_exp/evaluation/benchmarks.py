@@ -7,11 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stun_exp.config.component import Component
-from stun_exp.evaluation.harness import Loaded, digest, load, measure, quiet, rehearse
+from stun_exp.evaluation.harness import Loaded, defined, load, measure, quiet, rehearse
 from stun_exp.evaluation.records import Benchmark, EvalResult
+from stun_exp.evaluation.tasks import Definition
+from stun_exp.utils.paths import expanded, is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,9 @@ class NoEvaluation(Component):
 
     baseline: bool
 
+    def definitions(self) -> list[Definition]:
+        return []
+
     def prepare(self) -> "PreparedBenchmarks":
         return PreparedBenchmarks(())
 
@@ -36,6 +41,10 @@ class LMEval(Component):
     benchmarks: dict[str, Benchmark]
     limit: int | None = Field(ge=1)
     """Items of each task, the first ones; null for all. For trials only: lm-eval's numbers need all."""
+    data: str | None
+    """A folder with the data sets, by name (owner/name, name, or as the hub's cache has them); null for that cache."""
+    run_unsafe_code: bool
+    """Consent to benchmarks that run the programs which the model writes, with all rights of the user."""
     batch_size: int = Field(ge=1)
     """Moves the numbers a little: sequences in a batch are padded to the longest. vLLM forms batches of its own."""
     backend: Backend
@@ -46,6 +55,22 @@ class LMEval(Component):
     baseline: bool
     """Whether the unpruned model is measured too: once for all runs that share a cache."""
 
+    @field_validator("data")
+    @classmethod
+    def _is_there(cls, data: str | None) -> str | None:
+        """`data`, if a folder is where it says."""
+        if data is not None and not is_folder(expanded(data)):
+            raise ValueError("no such folder; give one with a folder for each data set, or null for the hub's cache")
+        return data
+
+    @property
+    def data_folder(self) -> Path | None:
+        return None if self.data is None else expanded(self.data)
+
+    def definitions(self) -> list[Definition]:
+        """What the tasks of all benchmarks say of themselves; ValueError if there is no such task."""
+        return defined(list(self.benchmarks.values()))
+
     def prepare(self) -> "PreparedBenchmarks":
         """The benchmarks with their data.
 
@@ -53,8 +78,10 @@ class LMEval(Component):
         """
         if self.backend == "vllm" and find_spec("vllm") is None:
             raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
-        benchmarks = tuple((benchmark, load(benchmark)) for benchmark in self.benchmarks.values())
-        return PreparedBenchmarks(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
+        benchmarks = list(self.benchmarks.values())
+        loaded = load(benchmarks, self.data_folder, self.run_unsafe_code)
+        found = tuple(zip(benchmarks, loaded, strict=True))
+        return PreparedBenchmarks(found, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
 
 
 @dataclass(frozen=True)
@@ -87,8 +114,8 @@ class PreparedBenchmarks:
             "backend": self.backend,
             "benchmarks": [
                 {
-                    "settings": benchmark.model_dump(),
-                    "tasks": {name: digest(task) for name, task in found.tasks.items()},
+                    "settings": benchmark.model_dump(exclude={"path"}),  # what was read there is in the digests
+                    "tasks": found.digests,
                 }
                 for benchmark, found in self.benchmarks
             ],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pydantic import Field, field_validator
 
 from stun_exp.config.component import Component
-from stun_exp.utils.paths import is_folder
+from stun_exp.utils.paths import expanded, is_folder
 
 BUNDLED_TASKS = "bundled:toy"
 """The folder of the bundled model's tasks."""
@@ -20,6 +20,8 @@ class Benchmark(Component):
     num_fewshot: int = Field(ge=0)
     metric: str
     """As lm-eval names it: metric,filter."""
+    path: str | None = None  # a file of a user's own need not say it: its task says where its data is
+    """Folder of the benchmark's data set; null for where such data sets are looked for."""
 
     @field_validator("include")
     @classmethod
@@ -28,6 +30,14 @@ class Benchmark(Component):
         if include not in (None, BUNDLED_TASKS) and not is_folder(str(include)):
             raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED_TASKS}, or null for lm-eval's")
         return include
+
+    @field_validator("path")
+    @classmethod
+    def _has_data(cls, path: str | None) -> str | None:
+        """`path`, if a folder is where it says."""
+        if path is not None and not is_folder(expanded(path)):
+            raise ValueError("no such folder; give the one of the data set, or null for where such are looked for")
+        return path
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.moe.counts import by_layer
 from stun_exp.moe.layers import Kind, MoELayer
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
@@ -75,7 +75,7 @@ def kinds_in_scope(scope: Scope) -> set[Kind]:
     return {"expert"} if scope == "experts" else {"expert", "attention", "mlp"}
 
 
-def budget_of(checkpoint: Checkpoint, kept: dict[int, int], sparsity: float, scope: Scope, attention: bool) -> Budget:
+def budget_of(checkpoint: Architecture, kept: dict[int, int], sparsity: float, scope: Scope, attention: bool) -> Budget:
     """The counts when layer i keeps `kept[i]` experts (all, for a layer that is not named).
 
     `experts` counts the matrices of routed experts, `decoder` every matrix of a decoder layer but the router and gates,
@@ -130,7 +130,7 @@ def shares_by_layer(layers: Sequence[CountedLayer], counts: Sequence[int]) -> st
     return ", ".join(by_layer((layer.index, n, layer.num_experts) for layer, n in zip(layers, counts, strict=True)))
 
 
-def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
+def expected_counts(checkpoint: Architecture, ratio: float) -> dict[int, int]:
     """Experts kept in each layer if as many go in all as `ratio` asks, from the first layers; for totals only.
 
     ValueError if the layers cannot lose that many and keep top_k each.
