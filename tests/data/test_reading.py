@@ -102,9 +102,7 @@ def test_a_file_that_is_cut_off_is_named_in_one_line(tmp_path: Path, name: str) 
     assert "\n" not in str(refused.value)
 
 
-def test_the_hub_is_asked_once_and_then_let_alone(
-    monkeypatch: pytest.MonkeyPatch, counted: Callable[[], int]
-) -> None:
+def test_the_hub_is_asked_once_and_then_let_alone(monkeypatch: pytest.MonkeyPatch, counted: Callable[[], int]) -> None:
     """Its clients would try for 40 seconds, for each data set."""
     from datasets import config
     from huggingface_hub import constants
