@@ -16,6 +16,7 @@ reproduce() { # PACK [KEY=VALUE ...]
   stun -m "experiment=$pack" "hydra.sweep.dir=$runs" "$@"
   code=$?
   [ "$code" = 2 ] && return 2 # a mistake in the command: nothing was run
+  [[ " $* " == *" dry_run=true "* ]] && return "$code" # which leaves nothing to report on
   stun-report "$runs" --out "${RESULTS:-results}/$pack" && return "$code"
 }
 

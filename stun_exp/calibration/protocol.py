@@ -15,6 +15,8 @@ from stun_exp.config.component import Component
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stun_exp.data.sets import DataSet
+
 
 @dataclass(frozen=True)
 class CalibrationTokens:
@@ -136,6 +138,13 @@ class Calibration(Component):
         digest = sha256(tokens.numpy().tobytes()).hexdigest()
         batches_BT = list(torch.split(tokens, self.batch_size))
         return CalibrationTokens(batches_BT, digest, domains=drawn.domains, notes=drawn.notes)
+
+    def data_sets(self) -> "list[DataSet]":
+        """What it reads of data sets of the hub."""
+        return []
+
+    def find(self) -> None:
+        """MissingData if what it reads is neither on this machine nor to be had."""
 
     def blocks(self, documents: Iterable[list[int]], tokenizer: Any) -> Iterator[list[int]]:
         """Documents joined by the end-of-text token and cut into sequences, as Lu et al. do."""

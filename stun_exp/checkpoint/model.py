@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from stun_exp.config.component import Component
+from stun_exp.data.hub import asked_once, hub_cache, why_unreachable
+from stun_exp.data.missing import Missing, MissingData
 from stun_exp.toy import MODELS
 from stun_exp.utils.paths import expanded, is_folder
 
@@ -104,7 +106,7 @@ class Model(Component):
 
     def folder(self, files: Sequence[str] = FILES) -> Path:
         """The local folder; of a hub repository the `files` are fetched into the hub's own cache first."""
-        local = self.path.startswith(BUNDLED_PREFIX) or is_folder(expanded(self.path))
+        local = not self.is_of_hub()
         if local and self.revision is not None:
             raise ValueError(f"model.revision={self.revision} is for hub repositories; pass model.revision=null")
         if self.path.startswith(BUNDLED_PREFIX):
@@ -114,16 +116,21 @@ class Model(Component):
         from huggingface_hub import snapshot_download
 
         try:
-            found = snapshot_download(
-                self.path, revision=self.revision, allow_patterns=list(files), ignore_patterns=AGAIN
-            )
+            with asked_once():
+                found = snapshot_download(
+                    self.path, revision=self.revision, allow_patterns=list(files), ignore_patterns=AGAIN
+                )
             return Path(found)
         except Exception as error:  # the hub client raises a dozen unrelated classes; all mean "not to be had"
-            pinned = f" --revision {self.revision}" if self.revision else ""
-            raise FileNotFoundError(
-                f"model.path={self.path}: no such folder, and not to be had from the hub ({type(error).__name__}); "
-                f"fetch it on a machine with a network by `hf download {self.path}{pinned}`"
-            ) from error
+            name = f"{self.path} ({self.revision or 'main'})"
+            looked = (f"model.path={self.path} as a folder", f"{hub_cache()}/models--OWNER--NAME/snapshots")
+            why = "" if why_unreachable() else f"{type(error).__name__}"
+            own = "" if self.parameters else f"model.path={self.path}"  # on no card
+            raise MissingData([Missing(name, "model", looked, why, own)]) from error
+
+    def is_of_hub(self) -> bool:
+        """Whether it is a repository of the hub, and neither bundled nor a folder."""
+        return not (self.path.startswith(BUNDLED_PREFIX) or is_folder(expanded(self.path)))
 
     def torch_device(self) -> "torch.device":
         """The device to run on; ValueError if a GPU is asked for and there is none."""

@@ -1,4 +1,4 @@
-"""The command `stun`: checks the command line, then lets Hydra run it, one job or many, or inspects a model."""
+"""The command `stun`: checks the command line, then lets Hydra run it, one job or many; or inspects, or fetches."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +25,7 @@ from stun_exp.cli.sweep import SweepEnd, conclude
 from stun_exp.config.build import ConfigError, specs_from
 from stun_exp.config.conf import CONF
 from stun_exp.report.data.failures import forget_error, keep_error
+from stun_exp.utils.paths import expanded
 
 SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1" and "STUN_SHORT_ERRORS" not in os.environ
 """Whether the user wants every traceback; read here, because `main` sets the first variable for Hydra.
@@ -49,6 +51,19 @@ Examples:
   stun inspect model=mixtral_8x7b
   stun inspect model=local model.path=DIR model.dtype=bfloat16 calibration=c4 unstructured_pruner=sparsegpt
   stun inspect --experts model=toy_upcycled
+"""
+TO = "--to"
+FETCH_HELP = """stun fetch brings all that a run reads to this machine: its model, its benchmarks' data, its text.
+
+It needs a network. Each thing is loaded once, to see that it is whole; what is there already is not fetched again.
+
+  stun fetch KEY=VALUE ...             into the cache of the Hugging Face hub
+  stun fetch --to DIR KEY=VALUE ...    into one folder, for a machine without a network: HF_HOME=DIR there
+
+Examples:
+
+  stun fetch eval=paper calibration=c4 model=mixtral_8x7b
+  stun fetch --to DIR eval=code
 """
 
 
@@ -118,14 +133,55 @@ def inspect_command(overrides: list[str], conf: Path) -> None:
         sys.exit(1)
 
 
+def fetch_command(arguments: list[str], conf: Path) -> None:
+    """Fetches what a run with the settings in `arguments` reads; exits with 1 if that fails."""
+    if {"--help", "-h"} & set(arguments):
+        print(FETCH_HELP, end="")
+        return
+    overrides, to = _without_to(arguments)
+    settings = settings_of(overrides, conf)
+    from stun_exp.utils.progress import loading
+
+    with loading():
+        from stun_exp.fetching.fetch import fetch
+
+    try:
+        for line in fetch(settings, to):
+            print(line, flush=True)
+    except Exception as error:
+        stop_if_told()
+        _tell(error)
+        sys.exit(1)
+
+
+def _without_to(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """(The settings, the folder behind --to if it is given)."""
+    rest, folder, words = [], None, iter(arguments)
+    for word in words:
+        if word == TO or word.startswith(f"{TO}="):
+            folder = word.partition("=")[2] or next(words, "")
+            if not folder or "=" in folder:
+                raise ConfigError([f"{TO}: needs a folder; pass {TO} DIR"])
+        else:
+            rest.append(word)
+    return rest, None if folder is None else expanded(folder).absolute()
+
+
 class _Single:
     """The one run of this process, if it is no sweep."""
 
     folder: Path | None = None
 
 
+class _Said:
+    """What this command has told of its jobs: a cause that many points of a sweep share is told once."""
+
+    lines: ClassVar[set[str]] = set()
+
+
 def main(conf: Path = CONF) -> None:
     """Runs the command line; exits with 2 for a mistake in it or a config, with 1 for a run that failed."""
+    _Said.lines.clear()
     with stoppable(_stopped):
         _main(conf)
 
@@ -150,6 +206,9 @@ def _main(conf: Path) -> None:
     try:
         if sys.argv[1:2] == ["inspect"]:
             inspect_command(sys.argv[2:], conf)
+            return
+        if sys.argv[1:2] == ["fetch"]:
+            fetch_command(sys.argv[2:], conf)
             return
         command = checked(sys.argv[1:], conf)
         sys.argv[1:] = command.argv
@@ -195,7 +254,9 @@ def _tell(error: Exception) -> str:
     if SHOW_ALL or not ours:
         traceback.print_exception(error)
     else:
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        line = _in_words(error)
+        print(f"error: {'the same as before' if line in _Said.lines else line}", file=sys.stderr)
+        _Said.lines.add(line)
     return _in_words(error) if ours else f"{type(error).__name__}: {one_line(error)}"
 
 

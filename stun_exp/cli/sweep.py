@@ -4,6 +4,7 @@ Workers of a sweep share nothing but its folder, so all of it is read from there
 """
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,14 @@ class SweepEnd(Callback):
         SweepEnd.tracker = instantiate(config.tracker)  # its settings were checked with the command line
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if not config.dry_run:  # which leaves nothing
-            conclude(Path(config.hydra.sweep.dir).absolute())
+        conclude(Path(config.hydra.sweep.dir).absolute(), tables=not config.dry_run)  # which leaves nothing
 
 
-def conclude(folder: Path) -> None:
+def conclude(folder: Path, tables: bool = True) -> None:
     """Prints the tables of a sweep that has ended and writes them beside its runs; exits with 1 if a run failed."""
     SweepEnd.folder = None
     reports, failed = [file for file in folder.rglob("report.json") if file.is_file()], failures(folder)
-    if reports:
+    if reports and tables:
         from stun_exp.report.command import default_out, write_report
 
         page = default_out(folder) / "index.html"
@@ -54,5 +54,13 @@ def conclude(folder: Path) -> None:
     if failed:
         sys.stdout.flush()
         print(f"{len(failed)} of the sweep's runs failed; the same command tries them again:", file=sys.stderr)
-        print(*(f"  {name}: {why}" for name, why in failed.items()), sep="\n", file=sys.stderr)
+        print(*_once(failed), sep="\n", file=sys.stderr)
         sys.exit(1)
+
+
+def _once(failed: Mapping[str, str]) -> Iterator[str]:
+    """A line for each run that failed; a cause that several share is told with the first of them."""
+    said: dict[str, str] = {}
+    for name, why in failed.items():
+        first = said.setdefault(why, name)
+        yield f"  {name}: {why if first == name else 'the same'}"

@@ -1,17 +1,20 @@
 """Benchmarks through lm-evaluation-harness: its tasks, its metrics, its standard errors."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stun_exp.config.component import Component
-from stun_exp.evaluation.harness import load, quiet
+from stun_exp.evaluation.harness import defined, load, quiet
 from stun_exp.evaluation.records import Benchmark, EvalResult, TokenPerplexity
+from stun_exp.evaluation.tasks import Definition
+from stun_exp.utils.paths import expanded, is_folder
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +28,13 @@ def _is_own(benchmark: Any) -> bool:
     return isinstance(benchmark, TokenPerplexity)
 
 
-def _loaded(benchmark: Benchmark | TokenPerplexity) -> Any:
-    """The benchmark's data: lm-eval's, or a text."""
-    if isinstance(benchmark, Benchmark):
-        return load(benchmark)
-    from stun_exp.evaluation.perplexity import load_text
-
-    return load_text(benchmark)
-
-
 class NoEvaluation(Component):
     """Runs no benchmark, whatever it is told to run them on, so that `eval=none` can be typed over any other choice."""
 
     baseline: bool
+
+    def definitions(self) -> list[Definition]:
+        return []
 
     def prepare(self) -> "PreparedBenchmarks":
         return PreparedBenchmarks(())
@@ -49,6 +46,10 @@ class LMEval(Component):
     benchmarks: dict[str, Benchmark | TokenPerplexity]
     limit: int | None = Field(ge=1)
     """Items of each task, the first ones; null for all. For trials only: lm-eval's numbers need all."""
+    data: str | None
+    """A folder with the data sets, by name (owner/name, name, or as the hub's cache has them); null for that cache."""
+    run_unsafe_code: bool
+    """Consent to benchmarks that run the programs which the model writes, with all rights of the user."""
     batch_size: int = Field(ge=1)
     """Moves the numbers a little: sequences in a batch are padded to the longest. vLLM forms batches of its own."""
     backend: Backend
@@ -58,6 +59,24 @@ class LMEval(Component):
     """`auto` spreads the model over all GPUs, and over host memory if transformers runs it; `none` takes one device."""
     baseline: bool
     """Whether the unpruned model is measured too: once for all runs that share a cache."""
+
+    @field_validator("data")
+    @classmethod
+    def _is_there(cls, data: str | None) -> str | None:
+        """`data`, if a folder is where it says."""
+        if data is not None and not is_folder(expanded(data)):
+            raise ValueError("no such folder; give one with a folder for each data set, or null for the hub's cache")
+        return data
+
+    @property
+    def data_folder(self) -> Path | None:
+        return None if self.data is None else expanded(self.data)
+
+    def definitions(self) -> list[Definition]:
+        """What the tasks of all benchmarks say of themselves; ValueError if there is no such task."""
+        tasks = [one for one in self.benchmarks.values() if isinstance(one, Benchmark)]
+        texts = [one for one in self.benchmarks.values() if isinstance(one, TokenPerplexity)]
+        return [*defined(tasks), *(one.definition for one in texts)]
 
     def prepare(self) -> "PreparedBenchmarks":
         """The benchmarks with their data.
@@ -71,8 +90,29 @@ class LMEval(Component):
                 f"eval.backend=vllm: {', '.join(own)} is measured with transformers alone; pass eval.backend=hf, or "
                 f"leave it out with ~eval.benchmarks.{own[0]}"
             )
-        benchmarks = tuple((benchmark, _loaded(benchmark)) for benchmark in self.benchmarks.values())
-        return PreparedBenchmarks(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
+        found = tuple(self._loaded())
+        return PreparedBenchmarks(found, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
+
+    def _loaded(self) -> "Iterator[tuple[Any, Any]]":
+        """Each benchmark with lm-eval's tasks or its text; MissingData with everything that is not to be had."""
+        from stun_exp.data.missing import MissingData
+        from stun_exp.evaluation.perplexity import load_text
+
+        texts, missing = {}, []
+        for name, one in self.benchmarks.items():
+            if isinstance(one, TokenPerplexity):
+                try:
+                    texts[name] = load_text(one, self.data_folder)
+                except MissingData as error:
+                    missing += error.missing
+        tasks = {name: one for name, one in self.benchmarks.items() if isinstance(one, Benchmark)}
+        try:
+            loaded = dict(zip(tasks, load(list(tasks.values()), self.data_folder, self.run_unsafe_code), strict=True))
+        except MissingData as error:
+            missing += error.missing
+        if missing:
+            raise MissingData(missing)
+        yield from ((one, texts[name] if name in texts else loaded[name]) for name, one in self.benchmarks.items())
 
 
 @dataclass(frozen=True)
@@ -106,8 +146,8 @@ class PreparedBenchmarks:
             "backend": self.backend,
             "benchmarks": [
                 {
-                    "settings": benchmark.model_dump(),
-                    "tasks": found.digests(),
+                    "settings": benchmark.model_dump(exclude={"path"}),  # what was read there is in the digests
+                    "tasks": found.digests,
                 }
                 for benchmark, found in self.benchmarks
             ],

@@ -3,13 +3,17 @@
 import json
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
-from stun_exp.evaluation.records import BUNDLED_TASKS, Benchmark, EvalResult, Metric, Sample
-from stun_exp.toy import TASKS
+from stun_exp.evaluation.extras import code_allowed, import_code, runs_code
+from stun_exp.evaluation.records import Benchmark, EvalResult, Metric, Sample
+from stun_exp.evaluation.source import Source
+from stun_exp.evaluation.tasks import Definition, definitions, manager_of
 
 
 @dataclass(frozen=True)
@@ -19,47 +23,108 @@ class Loaded:
     manager: Any
     tasks: dict[str, Any]
     groups: dict[str, Any]
+    run_unsafe_code: bool = False
 
     def named(self, name: str) -> Any:
         return self.groups.get(name) or self.tasks[name]
 
+    @cached_property
     def digests(self) -> dict[str, str]:
-        """Of all that the figures depend on besides the settings, by task."""
+        """Of the definition and the data of each task."""
         return {name: digest(task) for name, task in self.tasks.items()}
 
     def rehearse(self, benchmark: Benchmark, tokenizer: Any) -> None:
+        """ValueError if the benchmark could not be measured as it is set."""
         rehearse(benchmark, self)
 
     def measure(self, benchmark: Benchmark, lm: Any, limit: int | None) -> EvalResult:
+        """What lm-eval says of a model."""
         return measure(benchmark, self, lm, limit)
 
 
-def load(benchmark: Benchmark) -> Loaded:
-    from lm_eval.tasks import TaskManager
+def load(benchmarks: Sequence[Benchmark], data: Path | None, run_unsafe_code: bool) -> list[Loaded]:
+    """The benchmarks' tasks with their data, from a folder of data sets or from where the hub's clients keep them.
 
+    Raises:
+        MissingData: Everything that is neither on this machine nor to be had.
+        ValueError: There is no such task, its code cannot be run, or its data is not what it reads.
+    """
+    _silence()
+    managers = {benchmark: manager_of(benchmark) for benchmark in benchmarks}
+    tasks = {benchmark: _defined(benchmark, manager) for benchmark, manager in managers.items()}
+    refused = [line for one in benchmarks if (line := _refusal(one, managers[one], tasks[one], run_unsafe_code))]
+    if refused:
+        raise ValueError("\n       ".join(refused))
+    with code_allowed(run_unsafe_code):
+        source = Source(data, tasks)
+        return [Loaded(managers[one], *_built(one, managers[one], source), run_unsafe_code) for one in benchmarks]
+
+
+def defined(benchmarks: Sequence[Benchmark]) -> list[Definition]:
+    """What the tasks of benchmarks, and those that these are groups of, say of themselves."""
+    _silence()
+    return [one for benchmark in benchmarks for one in _defined(benchmark, manager_of(benchmark))]
+
+
+def _silence() -> None:
     # lm-eval warns of defaults that tasks rely on; hub clients tell every retry of what is told below.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
-    folder = str(TASKS) if benchmark.include == BUNDLED_TASKS else benchmark.include
-    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+
+def _defined(benchmark: Benchmark, manager: Any) -> list[Definition]:
     if benchmark.task not in manager.all_tasks:
         where = benchmark.include or "lm-eval"
         raise ValueError(f"eval.benchmarks: {where} has no task {benchmark.task!r}")
+    return list(definitions(manager, benchmark.task))
+
+
+def _refusal(benchmark: Benchmark, manager: Any, defined: list[Definition], run_unsafe_code: bool) -> str:
+    """Why a task's code must not or cannot be run; "" if it can."""
+    if any(map(runs_code, defined)) and not run_unsafe_code:
+        return (
+            f"eval.benchmarks.{benchmark.task}: runs the programs that the model writes, with all that you may do on "
+            "this machine; pass eval.run_unsafe_code=true to consent, best in a container, or leave it out with "
+            f"~eval.benchmarks.{benchmark.task}"
+        )
+    if benchmark.include is not None or any(map(runs_code, defined)):
+        return ""
+    entries = (manager.task_index.get(one.get("task")) for one in defined)
     try:
-        found = manager.load([benchmark.task])
+        import_code({entry.yaml_path for entry in entries if entry is not None})
+    except ValueError as error:
+        return f"eval.benchmarks.{benchmark.task}: {error}; or leave it out with ~eval.benchmarks.{benchmark.task}"
+    return ""
+
+
+def _built(benchmark: Benchmark, manager: Any, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(Tasks, groups) of a benchmark, with data from the source."""
+    try:
+        with source.in_place(benchmark):
+            found = manager.load([benchmark.task])
     except Exception as error:  # any of a dozen classes of as many libraries
-        if benchmark.include is None or _lacks_data(error):
+        if benchmark.include is not None and _lacks_data(error):
             raise FileNotFoundError(
-                f"benchmark {benchmark.task}: its data is neither cached nor reachable ({_said(error)}); fetch it on a "
-                f"machine with a network by `lm-eval run --model dummy --tasks {benchmark.task} --limit 1` and take "
-                "its HF_HOME along, or leave it out with eval=none or eval=toy"
+                f"benchmark {benchmark.task}: its data is neither cached nor reachable ({_said(error)}); see what its "
+                f"YAML file in {benchmark.include} reads, or leave it out with ~eval.benchmarks.{benchmark.task}"
             ) from error
+        read = source.splits_of(benchmark)
+        if isinstance(error, KeyError) and read and error.args[0] in _splits(manager, benchmark):
+            raise ValueError(
+                f"benchmark {benchmark.task}: its data has no split {error.args[0]!r} ({read}); add the file of that "
+                "split to the folder that was read, or fetch the data set whole (stun fetch)"
+            ) from error
+        where = "lm-eval" if benchmark.include is None else benchmark.include
         raise ValueError(
-            f"benchmark {benchmark.task}: the task cannot be set up ({_said(error)}); look at its YAML file in "
-            f"{benchmark.include}"
+            f"benchmark {benchmark.task}: the task cannot be set up ({_said(error)}); look at its YAML file in {where}"
         ) from error
-    return Loaded(manager, found["tasks"], found["groups"])
+    return found["tasks"], found["groups"]
+
+
+def _splits(manager: Any, benchmark: Benchmark) -> set[Any]:
+    """The splits that a benchmark's tasks name."""
+    names = ("training_split", "validation_split", "test_split", "fewshot_split")
+    return {one.get(name) for one in definitions(manager, benchmark.task) for name in names} - {None}
 
 
 def _lacks_data(error: BaseException | None) -> bool:
@@ -110,19 +175,8 @@ def measure(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) ->
     # for the stand-in's tokenizer. A run's report has a provenance of its own.
     evaluator.get_git_commit_hash = lambda: None
     evaluator.add_env_info = evaluator.add_tokenizer_info = lambda *_: None
-    own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
-    results = evaluator.simple_evaluate(
-        model=lm,
-        tasks=[loaded.named(benchmark.task)],
-        # Not the manager that lm-eval would make: it indexes every task there is, for seconds.
-        task_manager=loaded.manager,
-        # Overriding a number by itself is a warning there.
-        num_fewshot=None if own_shots == {benchmark.num_fewshot} else benchmark.num_fewshot,
-        limit=limit,
-        # Means have a closed form; the rest (perplexities) is resampled, and 100,000 times takes longer than the task.
-        bootstrap_iters=1000,
-        log_samples=True,
-    )
+    with code_allowed(loaded.run_unsafe_code):
+        results = evaluator.simple_evaluate(model=lm, limit=limit, **_how(benchmark, loaded))
     assert results is not None
     metrics = {}
     leaves = {name: count["effective"] for name, count in results["n-samples"].items()}
@@ -150,6 +204,22 @@ def measure(benchmark: Benchmark, loaded: Loaded, lm: Any, limit: int | None) ->
     )
 
 
+def _how(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
+    """What lm-eval is told of a benchmark."""
+    own_shots = {task.config.num_fewshot or 0 for task in loaded.tasks.values()}
+    return {
+        "tasks": [loaded.named(benchmark.task)],
+        # Not the manager that lm-eval would make: it indexes every task there is, for seconds.
+        "task_manager": loaded.manager,
+        # Overriding a number by itself is a warning there.
+        "num_fewshot": None if own_shots == {benchmark.num_fewshot} else benchmark.num_fewshot,
+        # Means have a closed form; the rest (perplexities) is resampled, and 100,000 times takes longer than the task.
+        "bootstrap_iters": 1000,
+        "log_samples": True,
+        "confirm_run_unsafe_code": loaded.run_unsafe_code,
+    }
+
+
 def _samples(benchmark: str, task: str, items: list[dict[str, Any]]) -> Iterator[Sample]:
     """The items of a task under each metric that gives a number for each item, or its likelihood and its length."""
     for item in items:
@@ -163,9 +233,13 @@ def _samples(benchmark: str, task: str, items: list[dict[str, Any]]) -> Iterator
 
 
 def digest(task: Any) -> str:
-    """Of a task's definition and data."""
-    data = {split: rows._fingerprint for split, rows in task.dataset.items()}
-    return sha256(json.dumps([task.dump_config(), data], sort_keys=True, default=str).encode()).hexdigest()
+    """Of a task's definition and data; the same wherever the data lies."""
+    told = sha256(json.dumps(task.dump_config(), sort_keys=True, default=str).encode())
+    for split, rows in sorted(task.dataset.items()):
+        told.update(f"{split} {rows.features}".encode())
+        for batch in rows.data.to_batches(max_chunksize=1000):
+            told.update(repr(batch.to_pylist()).encode(errors="surrogatepass"))
+    return told.hexdigest()
 
 
 def quiet(backend: Any, always: bool = False) -> Any:

@@ -7,11 +7,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from stun_exp.data.missing import Missing, MissingData
+from stun_exp.data.reading import NotHere, read_set
+from stun_exp.data.sets import DataSet, folders_of, places
 from stun_exp.evaluation.records import EvalResult, Metric, Sample, TokenPerplexity
 from stun_exp.utils.paths import expanded
 
@@ -28,6 +32,7 @@ class LoadedText:
 
     text: str
 
+    @property
     def digests(self) -> dict[str, str]:
         """Of all that the figure depends on besides the settings, by name."""
         return {"text": sha256(self.text.encode()).hexdigest(), "version": VERSION}
@@ -54,21 +59,26 @@ class LoadedText:
         return EvalResult({f"{benchmark.task}/{benchmark.metric}": metric}, samples)
 
 
-def load_text(benchmark: TokenPerplexity) -> LoadedText:
-    """The benchmark's text; FileNotFoundError for one that is neither cached nor reachable."""
-    if benchmark.path is not None:
-        return LoadedText(expanded(benchmark.path).read_text(encoding="utf-8"))
-    from datasets import load_dataset
+def load_text(benchmark: TokenPerplexity, data: Path | None = None) -> LoadedText:
+    """The benchmark's text, from its file, a folder of data sets, or where the hub's clients keep them.
 
+    MissingData for one that is neither on this machine nor to be had.
+    """
+    own = None if benchmark.path is None else expanded(benchmark.path)
+    if own is not None and own.is_file():
+        return LoadedText(own.read_text(encoding="utf-8"))
+    wanted = DataSet(benchmark.dataset, benchmark.subset)
+    folders = [own] if own is not None else list(folders_of(wanted.name, data))
     try:
-        rows = load_dataset(benchmark.dataset, benchmark.subset, split=benchmark.split)
-    except Exception as error:  # the datasets library wraps a missing network in many classes
-        raise FileNotFoundError(
-            f"benchmark {benchmark.task}: {benchmark.dataset} is neither cached nor reachable "
-            f"({type(error).__name__}); fetch it once with a network, or pass "
-            f"eval.benchmarks.{benchmark.task}.path=FILE, its text in one file"
-        ) from error
-    return LoadedText("\n\n".join(rows[benchmark.column]))
+        splits = read_set(wanted, folders, alone=True)
+    except NotHere as why:
+        raise MissingData([Missing(str(wanted), "eval", places("eval.data", data), str(why))]) from why
+    if benchmark.split not in splits:
+        raise ValueError(
+            f"benchmark {benchmark.task}: {wanted} has no split {benchmark.split!r} (it has {', '.join(splits)}); add "
+            "the file of that split, or fetch the data set whole (stun fetch)"
+        )
+    return LoadedText("\n\n".join(splits[benchmark.split][benchmark.column]))
 
 
 def windows_WT(text: str, tokenizer: Any, benchmark: TokenPerplexity) -> Tensor:

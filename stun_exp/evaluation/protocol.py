@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from stun_exp.evaluation.benchmarks import PreparedBenchmarks
+    from stun_exp.evaluation.tasks import Definition
 
 
 class Evaluation(Protocol):
@@ -12,6 +13,10 @@ class Evaluation(Protocol):
     @property
     def baseline(self) -> bool:
         """Whether the unpruned model is measured too."""
+        ...
+
+    def definitions(self) -> "list[Definition]":
+        """What the tasks of all benchmarks say of themselves; ValueError if there is no such task."""
         ...
 
     def prepare(self) -> "PreparedBenchmarks":

@@ -1,7 +1,7 @@
 """What is measured, and what comes of it, as plain records."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,8 @@ class Benchmark(Component):
     num_fewshot: int = Field(ge=0)
     metric: str
     """As lm-eval names it: metric,filter."""
+    path: str | None = None  # a file of a user's own need not say it: its task says where its data is
+    """Folder of the benchmark's data set; null for where such data sets are looked for."""
 
     @field_validator("include")
     @classmethod
@@ -29,6 +31,14 @@ class Benchmark(Component):
         if include not in (None, BUNDLED_TASKS) and not is_folder(str(include)):
             raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED_TASKS}, or null for lm-eval's")
         return include
+
+    @field_validator("path")
+    @classmethod
+    def _has_data(cls, path: str | None) -> str | None:
+        """`path`, if a folder is where it says."""
+        if path is not None and not is_folder(expanded(path)):
+            raise ValueError("no such folder; give the one of the data set, or null for where such are looked for")
+        return path
 
 
 class TokenPerplexity(Component):
@@ -42,7 +52,7 @@ class TokenPerplexity(Component):
     split: str
     column: str
     path: str | None
-    """A file with the text, in the place of the dataset."""
+    """A file with the text, or a folder with the data set; null for where such are looked for."""
     window: int = Field(ge=2)
     """Tokens of a window; the papers' 2,048."""
     num_fewshot: Literal[0]
@@ -50,10 +60,17 @@ class TokenPerplexity(Component):
 
     @field_validator("path")
     @classmethod
-    def _is_file(cls, path: str | None) -> str | None:
-        if path is not None and not is_file(expanded(path)):
-            raise ValueError("no such file; give one with the text, or null for the dataset")
+    def _is_text(cls, path: str | None) -> str | None:
+        if path is not None and not (is_file(expanded(path)) or is_folder(expanded(path))):
+            raise ValueError(
+                "no such file or folder; give the text, the data set, or null for where such are looked for"
+            )
         return path
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The data set that it reads, as lm-eval's tasks say it."""
+        return {"task": self.task, "dataset_path": self.dataset, "dataset_name": self.subset}
 
 
 @dataclass(frozen=True)

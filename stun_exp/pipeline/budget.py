@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from stun_exp.checkpoint.architecture import Architecture
-from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.moe.counts import by_layer
 from stun_exp.moe.layers import Kind, MoELayer
 from stun_exp.unstructured_pruner.pattern import fixed_ratio
@@ -88,7 +87,7 @@ def kinds_in_scope(scope: Scope) -> set[Kind]:
 
 
 def budget_of(
-    checkpoint: Checkpoint,
+    checkpoint: Architecture,
     kept: dict[int, int],
     sparsity: float,
     scope: Scope,
@@ -159,7 +158,7 @@ def shares_by_layer(layers: Sequence[CountedLayer], counts: Sequence[int]) -> st
     return ", ".join(by_layer((layer.index, n, layer.num_experts) for layer, n in zip(layers, counts, strict=True)))
 
 
-def expected_counts(checkpoint: Checkpoint, ratio: float) -> dict[int, int]:
+def expected_counts(checkpoint: Architecture, ratio: float) -> dict[int, int]:
     """Experts kept in each layer if as many go in all as `ratio` asks, from the first layers; for totals only.
 
     ValueError if the layers cannot lose that many and keep top_k each.

@@ -11,10 +11,11 @@ from torch import Tensor
 from stun_exp.calibration.protocol import CalibrationTokens, decoder_start
 from stun_exp.checkpoint.census import Census, census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.data.missing import MissingData
 from stun_exp.pipeline.answers import ModelAnswers
 from stun_exp.pipeline.context import TRAINING, RunContext, Stage
 from stun_exp.pipeline.drawn_tokens import drawn_tokens
-from stun_exp.pipeline.dry_run import print_budget
+from stun_exp.pipeline.dry_run import plan_by_card, print_budget
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.preflight import (
     Checked,
@@ -45,8 +46,11 @@ def open_inputs(run: RunContext) -> Inputs | None:
 
     ValueError or OSError with every reason not to begin. What is complete already is looked at no further.
     """
-    settings, told = run.settings, Refusals()
-    checkpoint = settings.model.open(settings.stream.scratch(run.out))
+    settings, told = run.settings, Refusals(run.choices)
+    checkpoint = _checkpoint(run, told)
+    if checkpoint is None:
+        plan_by_card(settings, told)
+        return None
     with told.noted():
         run.own = own_files(run.out)
         check_folder(run.out, checkpoint.path, run.own, files_of(checkpoint))
@@ -63,7 +67,7 @@ def open_inputs(run: RunContext) -> Inputs | None:
         told.tell()
         text = None if settings.dry_run else _text(run, checkpoint, tokenizer)
     identity = None
-    if text and not told.lines and not settings.dry_run:
+    if text and not told and not settings.dry_run:
         identity = _identify(run, checkpoint, *text)
         if _is_complete(run):
             return None
@@ -82,6 +86,26 @@ def open_inputs(run: RunContext) -> Inputs | None:
         run.warn(warning)
     found = (checked.benchmarks, checked.gates, zeros, source_zeros, checkpoint, identity)
     return Inputs(checkpoint, identity, tokenizer, tokens, training_NT, stage, *found)
+
+
+def _checkpoint(run: RunContext, told: Refusals) -> Checkpoint | None:
+    """The model; None if it is not on this machine and a dry run can go by its card.
+
+    ValueError with all that is not on this machine, if a run is to begin.
+    """
+    settings = run.settings
+    with told.noted():
+        try:
+            return settings.model.open(settings.stream.scratch(run.out))
+        except MissingData:
+            with told.noted():
+                settings.eval.prepare()
+            with told.noted():
+                settings.calibration.find()
+            raise
+    if not (settings.dry_run and settings.model.dimensions is not None and told.missing):
+        told.tell()
+    return None
 
 
 def _text(run: RunContext, checkpoint: Checkpoint, tokenizer: Any) -> tuple[CalibrationTokens, Tensor]:

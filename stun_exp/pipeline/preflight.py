@@ -1,17 +1,20 @@
 """What can be said of a run before its weights are read: every refusal at once, and what the user should know."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stun_exp.calibration.protocol import Calibration
+from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.checkpoint.writer import names_in
 from stun_exp.config.settings import Settings
+from stun_exp.data.missing import Missing, MissingData, in_words
 from stun_exp.evaluation.benchmarks import PreparedBenchmarks
 from stun_exp.moe.skip import GateRatios
 from stun_exp.pipeline.backend import check_backend
@@ -30,22 +33,35 @@ TOKEN_BYTES = 48
 class Refusals:
     """Mistakes found one after the other, told together."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: Mapping[str, str | None] = MappingProxyType({})) -> None:
+        """`choices` are the run's, by group of settings: what fetches that which is missing names them."""
         self.lines: list[str] = []
+        self.missing: list[Missing] = []
+        self._choices = choices
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.lines or self.missing)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Keeps what is wrong in the block, so that what comes after it is looked at too."""
         try:
             yield
+        except MissingData as error:
+            self.missing += error.missing
         except (ValueError, OSError) as error:
             if str(error) not in self.lines:
                 self.lines.append(str(error))
 
     def tell(self) -> None:
         """ValueError with all mistakes, a line each, if there are any."""
-        if self.lines:
-            raise ValueError("\n       ".join(self.lines))
+        if self:
+            raise ValueError("\n       ".join([*self.lines, *self.told_missing()]))
+
+    def told_missing(self) -> list[str]:
+        """What is not on this machine, all of it at once, if anything."""
+        return [in_words(self.missing, self._choices)] if self.missing else []
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
@@ -74,7 +90,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def check_length(calibration: Calibration, checkpoint: Checkpoint) -> None:
+def check_length(calibration: Calibration, checkpoint: Architecture) -> None:
     """ValueError for sequences that are longer than the model takes."""
     longest = getattr(checkpoint.config, "max_position_embeddings", None)
     if longest is not None and calibration.sequence_length > longest:
@@ -176,22 +192,22 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
     with told.noted():
         # The same totals whichever experts go, so what cannot be met is known before anything is run.
         counts = expected_counts(checkpoint, ratio)
-        _budget(settings, checkpoint, counts)
+        budget_left(settings, checkpoint, counts)
     with told.noted():
         equal = settings.expert_pruner.has_equal_layers() and settings.structured_pruner.has_equal_layers()
         settings.export.check(checkpoint, ratio, equal)
-    if told.lines or benchmarks is None or gates is None:
+    if told or benchmarks is None or gates is None:
         return None
     with told.noted():
         kept = kept_experts(checkpoint, settings.expert_pruner)
         counts = kept.num_kept or counts
-        budget, share = _budget(settings, checkpoint, counts)
+        budget, share = budget_left(settings, checkpoint, counts)
         num_removed = sum(checkpoint.outline(layer).num_experts - count for layer, count in counts.items())
         return Checked(benchmarks, gates, budget, kept, share, num_removed)
     return None
 
 
-def _budget(settings: Settings, checkpoint: Checkpoint, counts: dict[int, int]) -> tuple[Budget, float]:
+def budget_left(settings: Settings, checkpoint: Architecture, counts: dict[int, int]) -> tuple[Budget, float]:
     """(The budget if layers keep so many experts, the share that the weight stage takes)."""
     pruner = settings.unstructured_pruner
     assert isinstance(settings.sparsity, float | int)
@@ -206,7 +222,7 @@ def _budget(settings: Settings, checkpoint: Checkpoint, counts: dict[int, int]) 
     return budget, weights_ratio(budget, pruner)
 
 
-def check_structure(settings: Settings, checkpoint: Checkpoint) -> None:
+def check_structure(settings: Settings, checkpoint: Architecture) -> None:
     """ValueError, before any weight is read, if the model cannot lose the parts that are asked."""
     pruner = settings.structured_pruner
     if not pruner.removed_share():
@@ -224,7 +240,7 @@ def check_structure(settings: Settings, checkpoint: Checkpoint) -> None:
     pruner.check(checkpoint.outlines, n_of_m[1] if n_of_m else 1)
 
 
-def check_pattern(checkpoint: Checkpoint, stage: WeightStage) -> None:
+def check_pattern(checkpoint: Architecture, stage: WeightStage) -> None:
     """ValueError, before any weight is read, if an n:m pattern does not divide the inputs of a matrix to prune."""
     for index in range(checkpoint.num_layers):
         for matrix in stage.prunable(checkpoint.outline(index)):

@@ -22,7 +22,8 @@ LIBRARIES = ("torch", "transformers")
 DECIDES_NOTHING = frozenset(
     f"stun_exp.{name}"
     for name in (
-        *("__main__", "api", "cli", "config", "inspection", "report", "tracker"),
+        *("__main__", "api", "cli", "config", "fetching", "inspection", "report", "tracker"),
+        *(f"data.{name}" for name in ("hub", "missing", "sets")),
         *(f"pipeline.{name}" for name in ("context", "dry_run", "model_card", "preflight", "provenance")),
         *(
             f"state.{name}"

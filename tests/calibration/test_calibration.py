@@ -2,16 +2,13 @@
 
 import json
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from stun_exp.calibration.c4 import C4
 from stun_exp.calibration.local import LocalText
 from stun_exp.calibration.protocol import Calibration
 from stun_exp.calibration.toy import ToyText
@@ -145,61 +142,3 @@ def test_toy_text_is_seeded() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
     maths = toy.model_copy(update={"domain": "maths"})
     assert maths.tokens(Letters(), 0).sha256 not in hashes
-
-
-# --- C4, from documents given here in place of the download
-
-# Document d is d, d+1, d+2, ...: a crop says where it was taken.
-DOCUMENTS = [{"text": words(*range(d, d + length))} for d, length in [(1, 3), (10, 8), (20, 9), (30, 4), (40, 20)]]
-
-
-@pytest.fixture
-def c4(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Stands in for the data set; the calls that are made for it."""
-    calls: list[tuple[Any, ...]] = []
-
-    def load_dataset(name: str, *, data_files: dict[str, str], split: str) -> list[dict[str, str]]:
-        calls.append((name, data_files, split))
-        return DOCUMENTS
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    return calls
-
-
-def crops(num_sequences: int) -> C4:
-    return C4(shard="en/one.json.gz", num_sequences=num_sequences, sequence_length=4, batch_size=1)
-
-
-def test_c4_crops_are_runs_of_one_document_longer_than_a_sequence(c4: list[Any], tokenizer: Any) -> None:
-    """Documents of 3 and of exactly 4 are too short, as in Wanda's code; no document is used twice."""
-    for seed in range(20):
-        sequences = rows(crops(3), tokenizer, seed)
-        assert all(row == list(range(row[0], row[0] + 4)) for row in sequences)
-        assert {row[0] // 10 for row in sequences} <= {1, 2, 4, 5}
-        assert len({10 if row[0] < 20 else 20 if row[0] < 30 else 40 for row in sequences}) == 3
-    assert c4[0] == ("allenai/c4", {"train": "en/one.json.gz"}, "train")
-
-
-def test_c4_crops_start_anywhere_but_at_the_very_last_place(c4: list[Any], tokenizer: Any) -> None:
-    """From 0 to len - length - 1, as in Wanda's code: 8 words have starts 10 to 13, the last place 14 is left out."""
-    starts = {row[0] for seed in range(200) for row in islice(crops(3).sequences(tokenizer, seed), 3)}
-    assert {start for start in starts if start < 20} == {10, 11, 12, 13}
-
-
-def test_c4_is_seeded(c4: list[Any], tokenizer: Any) -> None:
-    hashes = [crops(2).tokens(tokenizer, seed).sha256 for seed in (0, 0, 1)]
-    assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_c4_with_too_few_long_documents_is_refused(c4: list[Any], tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"num_sequences=4 of 4 tokens.*holds only 3"):
-        crops(4).tokens(tokenizer, 0)
-
-
-def test_c4_without_a_network_tells_the_way_out(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
-    def load_dataset(*args: Any, **kwargs: Any) -> SimpleNamespace:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(FileNotFoundError, match=r"en/one.json.gz.*ConnectionError.*calibration=local"):
-        crops(1).tokens(tokenizer, 0)

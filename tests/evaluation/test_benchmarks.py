@@ -33,7 +33,7 @@ def toy() -> PreTrainedModel:
 
 def one(task: str, shots: int, metric: str, include: str | None = BUNDLED_TASKS, **how: Any) -> LMEval:
     benchmark = Benchmark(task=task, include=include, num_fewshot=shots, metric=metric)
-    how = {"backend": "hf", "device_map": "none", "baseline": False} | how
+    how = {"backend": "hf", "device_map": "none", "baseline": False, "data": None, "run_unsafe_code": False} | how
     return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4, **how)
 
 
@@ -80,7 +80,9 @@ def test_data_that_is_not_to_be_had_stops_before_pruning(tmp_path: Path) -> None
         "task: gone\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: not-there.jsonl\n"
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: a\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n"
     )
-    with pytest.raises(FileNotFoundError, match=r"benchmark gone: its data is neither cached nor reachable.*lm-eval"):
+    with pytest.raises(
+        FileNotFoundError, match=r"benchmark gone: its data is neither cached nor reachable.*leave it out"
+    ):
         one("gone", 0, "acc,none", include=str(tmp_path)).prepare()
 
 
@@ -127,7 +129,14 @@ def seq2seq_task(folder: Path, settings: str, rows: list[dict[str, Any]]) -> LME
     metric = "exact_match,none" if "exact_match" in settings else "acc,none"
     benchmark = Benchmark(task="own", include=str(folder), num_fewshot=0, metric=metric)
     return LMEval(
-        benchmarks={"own": benchmark}, limit=None, batch_size=3, backend="hf", device_map="none", baseline=False
+        benchmarks={"own": benchmark},
+        limit=None,
+        batch_size=3,
+        backend="hf",
+        device_map="none",
+        baseline=False,
+        data=None,
+        run_unsafe_code=False,
     )
 
 
@@ -355,6 +364,8 @@ def test_what_vllm_can_run_passes(mixtral: Checkpoint) -> None:
 def test_the_bundled_model_knows_its_world(toy: PreTrainedModel) -> None:
     """What pruning can lose must be there first: 85 % of the maths, 80 % of each choice task, over 200 items each."""
     evaluation = LMEval(
+        data=None,
+        run_unsafe_code=False,
         benchmarks={
             task: Benchmark(task=task, include=BUNDLED_TASKS, num_fewshot=shots, metric=metric)
             for task, shots, metric in (

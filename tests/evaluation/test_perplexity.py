@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stun_exp.data.missing import MissingData
+from stun_exp.data.reading import NotHere
 from stun_exp.evaluation.perplexity import LoadedText, load_text
 from stun_exp.evaluation.records import TokenPerplexity
 
@@ -75,7 +77,21 @@ def test_a_file_stands_for_the_dataset(tmp_path: Path) -> None:
     assert load_text(benchmark(str(tmp_path / "text"))).text == text(20)
 
 
-def test_a_dataset_that_is_not_to_be_had_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: 1 / 0)
-    with pytest.raises(FileNotFoundError, match=r"benchmark wikitext2: nobody/nothing is neither cached nor reachable"):
+def test_a_data_set_that_is_not_to_be_had_is_told_in_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stun_exp.evaluation.perplexity.read_set", lambda *_, **__: _none())
+    with pytest.raises(MissingData, match=r"not on this machine: nobody/nothing"):
         load_text(benchmark())
+
+
+def _none() -> None:
+    raise NotHere("")
+
+
+def test_a_folder_stands_for_the_hub(tmp_path: Path) -> None:
+    """As the folder of data sets has it; rows are joined by blank lines."""
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert load_text(benchmark(), tmp_path).text == "one\n\ntwo"
+    with pytest.raises(ValueError, match="benchmark wikitext2: nobody/nothing has no split 'other'"):
+        load_text(benchmark(split="other"), tmp_path)

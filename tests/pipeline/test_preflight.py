@@ -31,6 +31,8 @@ def benchmarks(*chosen: Benchmark) -> Any:
         backend="hf",
         device_map="none",
         baseline=False,
+        data=None,
+        run_unsafe_code=False,
     ).prepare()
 
 

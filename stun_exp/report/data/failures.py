@@ -45,7 +45,8 @@ def failures(folder: Path) -> dict[str, str]:
         told = _is_ours(error)
         # A second process that found the run locked has failed, the run has not.
         since = error.stat().st_mtime if told else float("-inf")
-        if all(report.is_file() and report.stat().st_mtime > since for report in reports):
+        refused = told and not reports  # of a dry run, which leaves no report
+        if not refused and all(report.is_file() and report.stat().st_mtime > since for report in reports):
             continue
         failed[str(run.relative_to(folder))] = (
             _why(error) if told else "did not end; it was killed, or is still running"
