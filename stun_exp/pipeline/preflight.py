@@ -177,6 +177,8 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
         _budget(settings, checkpoint, counts)
     with told.noted():
         settings.export.check(checkpoint, ratio, settings.expert_pruner.has_equal_layers())
+    with told.noted():
+        settings.inference.check(checkpoint, settings.model.torch_device(), in_nf4)
     if told.lines or benchmarks is None or gates is None:
         return None
     with told.noted():
