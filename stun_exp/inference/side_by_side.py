@@ -29,7 +29,7 @@ from stun_exp.inference.storage import (
     weight_bytes,
     zeros_of,
 )
-from stun_exp.inference.timing import clock_of, generate, in_turns, speed
+from stun_exp.inference.timing import cache_behind, clock_of, generate, in_turns, speed
 from stun_exp.inference.vllm import measure_in_vllm
 from stun_exp.state.device import name_of
 from stun_exp.utils.progress import track
@@ -183,9 +183,7 @@ def _kv_bytes_per_token(model: PreTrainedModel, prompts_BT: Tensor) -> float:
     """What the cache grows by with each token; what does not grow, the states of linear attention, is left out."""
 
     def held(tokens: int) -> int:
-        ids_BT = prompts_BT[:1, :tokens].to(model.device)
-        seq2seq = {"decoder_input_ids": ids_BT} if model.config.is_encoder_decoder else {}
-        return cache_bytes(model(input_ids=ids_BT, use_cache=True, **seq2seq).past_key_values)
+        return cache_bytes(cache_behind(model, prompts_BT[:1, :tokens]))
 
     half = KV_TOKENS // 2
     return (held(KV_TOKENS) - held(half)) / half

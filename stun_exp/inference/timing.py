@@ -52,12 +52,21 @@ class _Marks(StoppingCriteria):  # type: ignore[misc]
 
 def generate(model: PreTrainedModel, prompts_BT: Tensor, new_tokens: int, now: Clock) -> Seconds:
     """One generation by transformers, greedy, with its cache of keys and values; it goes on behind an end of text."""
-    config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0)
     ids_BT, marks = prompts_BT.to(model.device), _Marks(now)
     start = now()
-    model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config, stopping_criteria=[marks])
+    _generate(model, ids_BT, new_tokens, stopping_criteria=[marks])
     assert len(marks.times) == new_tokens, "a generation ended early"
     return Seconds(marks.times[0] - start, marks.times[-1] - marks.times[0])
+
+
+def cache_behind(model: PreTrainedModel, prompts_BT: Tensor) -> Any:
+    """The cache of keys and values once prompts are read."""
+    return _generate(model, prompts_BT.to(model.device), 1, return_dict_in_generate=True).past_key_values
+
+
+def _generate(model: PreTrainedModel, ids_BT: Tensor, new_tokens: int, **more: Any) -> Any:
+    config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0)
+    return model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config, **more)
 
 
 def in_turns(runs: Sequence[Callable[[], R]], repeats: int) -> list[list[R]]:
