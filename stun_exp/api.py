@@ -178,7 +178,7 @@ def _specs(given: Mapping[str, Any], out: Path | None) -> "tuple[list[RunSpec], 
 
     before = HydraConfig.instance().cfg
     try:
-        typed = [f"{key}={value if (CONF / key).is_dir() else _typed(value)}" for key, value in given.items()]
+        typed = [f"{key}={value if (CONF / key).is_dir() else typed(value)}" for key, value in given.items()]
         cfg, choices = composed_of(typed, CONF, out)
         return specs_from(cfg, out or Path()), choices
     finally:
@@ -192,14 +192,14 @@ def _flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _typed(value: Any) -> str:
+def typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_typed, value))}]"
+        return f"[{','.join(map(typed, value))}]"
     escaped = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
     return f"'{escaped}{chr(92) if escaped.endswith(chr(92)) else ''}'"
 

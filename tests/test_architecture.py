@@ -57,7 +57,7 @@ def test_components_are_built_without_torch() -> None:
     assert output.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("group", [*METHODS, "export"])
+@pytest.mark.parametrize("group", [*METHODS, "export", "inference"])
 def test_a_component_has_the_same_name_three_times(group: str) -> None:
     """conf/group/X.yaml, stun_exp/group/X.py and tests/group/test_X.py.
 

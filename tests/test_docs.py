@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from stun_exp.cli.check import check, settings_of
 from stun_exp.cli.main import CONF, EXPERTS
+from stun_exp.cli.speed import is_place
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -86,6 +87,9 @@ def test_commands_pass_the_check_of_the_command_line(command: str) -> None:
     _, *words = shlex.split(command)
     if words[0] == "inspect":
         settings_of([word for word in words[1:] if word != EXPERTS], CONF)
+    elif words[0] == "speed":
+        assert any(is_place(word) for word in words[1:])
+        settings_of(["inference=measure", *(word for word in words[1:] if not is_place(word))], CONF)
     else:
         check(words, CONF)
 

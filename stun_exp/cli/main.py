@@ -154,6 +154,28 @@ def fetch_command(arguments: list[str], conf: Path) -> None:
         sys.exit(1)
 
 
+def speed_command(words: list[str], conf: Path) -> None:
+    """Prints what pruning is worth in use, of the runs or models among the words; exits with 1 if that fails."""
+    from stun_exp.cli import speed
+
+    if {"--help", "-h"} & set(words):
+        print(speed.HELP, end="")
+        return
+    from stun_exp.utils.progress import loading
+
+    try:
+        with loading():
+            import stun_exp.inference.side_by_side  # noqa: F401
+        for table in speed.tables_of(words, conf):
+            table.show()
+    except ConfigError:
+        raise
+    except Exception as error:
+        stop_if_told()
+        _tell(error)
+        sys.exit(1)
+
+
 def _without_to(arguments: list[str]) -> tuple[list[str], Path | None]:
     """(The settings, the folder behind --to if it is given)."""
     rest, folder, words = [], None, iter(arguments)
@@ -209,6 +231,9 @@ def _main(conf: Path) -> None:
             return
         if sys.argv[1:2] == ["fetch"]:
             fetch_command(sys.argv[2:], conf)
+            return
+        if sys.argv[1:2] == ["speed"]:
+            speed_command(sys.argv[2:], conf)
             return
         command = checked(sys.argv[1:], conf)
         sys.argv[1:] = command.argv

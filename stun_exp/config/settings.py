@@ -14,6 +14,7 @@ from stun_exp.config.slots import Since, Slot
 from stun_exp.evaluation.protocol import Evaluation
 from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.export.protocol import Export
+from stun_exp.inference.protocol import Inference
 from stun_exp.recovery.protocol import Recovery
 from stun_exp.skipping.protocol import Skipping
 from stun_exp.state.cache import Cache
@@ -23,16 +24,8 @@ from stun_exp.tracker.protocol import Tracker
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 STAGES = (
-    "open",
-    "structure",
-    "experts",
-    "allocate",
-    "prune",
-    "recover",
-    "verify",
-    "export",
-    "skip",
-    "evaluate",
+    *("open", "structure", "experts", "allocate", "prune", "recover"),
+    *("verify", "export", "skip", "evaluate", "inference"),
     "report",
 )
 """What a run goes through; a setting affects the stage that `Since` names, and all after it."""
@@ -55,6 +48,7 @@ class Settings(Component):
     skipping: Annotated[Skipping, Slot(), Since("skip")]
     eval: Annotated[Evaluation, Slot(), Since("evaluate")]
     export: Annotated[Export, Slot(), Since("export")]
+    inference: Annotated[Inference, Slot(), Since("inference")]
     stream: Annotated[Streaming, Slot(), Since(None)]
     tracker: Annotated[Tracker, Slot(), Since(None)]
     cache: Annotated[Cache, Slot(), Since(None)]

@@ -9,6 +9,7 @@ from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
 from stun_exp.inspection.sizes import Inspection, LayerSize, inspect_architecture
 from stun_exp.pipeline.budget import Scope
 from stun_exp.state.device import machine
+from stun_exp.utils.sizes import gb
 
 FactRow = tuple[str, str]
 
@@ -103,10 +104,6 @@ def _needs(needs: Needs, memories: Mapping[str, int]) -> Iterator[FactRow]:
         f"assumed {DISK_RATE / 1e9:g} GB/s, and {_duration(needs.compute_seconds)} for {passes:.3g} passes over the "
         f"tokens, assumed {needs.compute_rate / 1e12:g} TFLOP/s; evaluation and recovery are not in it",
     )
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -196,6 +196,8 @@ def check_settings(settings: Settings, checkpoint: Checkpoint, tokenizer: Any, t
     with told.noted():
         equal = settings.expert_pruner.has_equal_layers() and settings.structured_pruner.has_equal_layers()
         settings.export.check(checkpoint, ratio, equal)
+    with told.noted():
+        settings.inference.check(checkpoint, settings.model.torch_device(), in_nf4)
     if told or benchmarks is None or gates is None:
         return None
     with told.noted():

@@ -5,12 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from stun_exp.checkpoint.writer import CARD
+from stun_exp.inference.records import Comparison
 from stun_exp.moe.plan import Plan
 from stun_exp.pipeline.context import RunContext
 from stun_exp.pipeline.damage import damage_json, redundancy_json
 from stun_exp.pipeline.domains import domains_json
 from stun_exp.pipeline.evaluate import EvaluatedCheckpoint
 from stun_exp.pipeline.expert_stage import expert_stage_json
+from stun_exp.pipeline.inference import inference_json
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.model_card import command_of, model_card
 from stun_exp.pipeline.provenance import provenance
@@ -34,6 +36,7 @@ def report_of(
     thresholds: Mapping[int, Threshold],
     measured: EvaluatedCheckpoint,
     unpruned: EvaluatedCheckpoint | None,
+    in_use: Comparison | None,
 ) -> dict[str, Any]:
     """The report of a run that has gone through all its stages."""
     run, inputs = prepared.run, prepared.inputs
@@ -59,6 +62,7 @@ def report_of(
         "memory": [asdict(part) for part in measured.memory],
         "metrics": measured.json(),
         "baseline": unpruned and {"metrics": unpruned.json()},
+        "inference": inference_json(in_use),
         "cost": run.costs.json(),
         "warnings": run.warnings,
         "provenance": provenance(run.device, inputs.tokens.sha256) | {"code": run.code()},

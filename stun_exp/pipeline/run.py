@@ -15,6 +15,7 @@ from stun_exp.pipeline.damage import DAMAGE, measure_damage
 from stun_exp.pipeline.evaluate import BASELINE, EVALUATE, evaluate_pruned, evaluate_unpruned
 from stun_exp.pipeline.experts import EXPERTS, decide_experts
 from stun_exp.pipeline.export import EXPORT, export
+from stun_exp.pipeline.inference import INFERENCE, measure_inference
 from stun_exp.pipeline.open import OPEN, open_inputs
 from stun_exp.pipeline.plan_files import write_plan
 from stun_exp.pipeline.preflight import files_of
@@ -95,7 +96,8 @@ def finish(prepared: PreparedRun, written: Written) -> dict[str, Any]:
     betas = {index: threshold.beta for index, threshold in thresholds.items()}
     measured = run.stage(EVALUATE, evaluate_pruned, inputs, on_disk, betas)
     unpruned = run.stage(BASELINE, evaluate_unpruned, inputs)
-    report = report_of(prepared, written, on_disk, recovery, exported.result, thresholds, measured, unpruned)
+    in_use = run.stage(INFERENCE, measure_inference, inputs, on_disk)
+    report = report_of(prepared, written, on_disk, recovery, exported.result, thresholds, measured, unpruned, in_use)
     leave_report(run, report, on_disk)
     return report
 

@@ -18,6 +18,7 @@ from stun_exp.report.figures import draw
 from stun_exp.report.page import Section, page
 from stun_exp.report.tables.domains import domains_table
 from stun_exp.report.tables.formats import comma_separated, latex
+from stun_exp.report.tables.inference import inference_table
 from stun_exp.report.tables.plans import equal_plans_note, plans_table
 from stun_exp.report.tables.published import published_table, verdict_text, with_verdict
 from stun_exp.report.tables.results import results_table
@@ -126,7 +127,7 @@ def _files(title: str, sections: Sequence[Section], parts: Sequence[Part]) -> di
 
 
 def _parts(one: ComparableSet, name: str, tests: PairedTests) -> Iterator[Part]:
-    """The tables of one set: results, expert plans, domains, paired tests, published figures."""
+    """The tables of one set: results, plans, domains, speed and memory in use, paired tests, published figures."""
     count = len(one.runs)
     text = f"{count} run{'s' * (count > 1)}. What differs among them is the seed, or has a column."
     if one.repeated:
@@ -144,6 +145,9 @@ def _parts(one: ComparableSet, name: str, tests: PairedTests) -> Iterator[Part]:
     if served is not None:
         text = "Which sources of the calibration text the removed experts served, in the unpruned model."
         yield Part(f"{name}-domains", f"{one.heading}: domains of the removed experts", text, served)
+    in_use = inference_table(one.reports)
+    if in_use is not None:
+        yield Part(f"{name}-inference", f"{one.heading}: in use", "Memory and speed beside the unpruned model.", in_use)
     tested = significance_table(tests)
     if tested is not None:
         text = "Whether two methods, or two values of one setting, differ significantly on the same items."
@@ -169,9 +173,8 @@ def _names(sets: Sequence[ComparableSet]) -> list[str]:
     """A file's name for each set: its model's, and a number where a model has several."""
     sources = [re.split(r"[/:]", str(one.reports[0]["model"]["source"]))[-1] for one in sets]
     stems = [shortened(re.sub(r"[^\w.-]", "-", source).lstrip(".") or "model", FILE_NAME_BYTES) for source in sources]
-    stems = [
-        re.sub(r"-(domains|paired|plans|published)$", r"_\1", stem) for stem in stems
-    ]  # which end names of other tables
+    # Which end names of other tables.
+    stems = [re.sub(r"-(domains|inference|paired|plans|published)$", r"_\1", stem) for stem in stems]
     names: list[str] = []
     for place, stem in enumerate(stems):
         number = stems[: place + 1].count(stem)

@@ -30,7 +30,7 @@ DECIDES_NOTHING = frozenset(
             for name in ("artifacts", "cache", "costs", "failures", "finished", "fingerprint", "journal")
         ),
         *(f"state.{name}" for name in ("lock", "log", "ownership")),
-        *(f"utils.{name}" for name in ("markdown", "names", "paths", "progress")),
+        *(f"utils.{name}" for name in ("markdown", "names", "paths", "progress", "sizes")),
     )
 )
 """Modules and packages that are never part of a result's code."""

@@ -135,6 +135,7 @@ def _write_run(run: Any, report: Mapping[str, Any], out: Path) -> None:
         "damage": [_plain(row) for row in (report.get("expert_stage") or {}).get("per_layer", [])],
         "redundancy": (report.get("redundancy") or {}).get("per_layer", []),
         "skipped": skipping.get("per_layer", []),
+        "inference": [row for model in (report.get("inference") or {}).get("models", []) for row in _speeds(model)],
     }
     run.log(_scalars(scalars) | metrics | {name: _table(rows) for name, rows in tables.items() if rows})
     _add_files(run, [out / name for name in LOGGED_FILES if (out / name).exists()], out)
@@ -143,6 +144,11 @@ def _write_run(run: Any, report: Mapping[str, Any], out: Path) -> None:
 def _plain(block: Mapping[str, Any] | None) -> dict[str, Any]:
     """What of a block is a number or a name, and not a list."""
     return {name: value for name, value in (block or {}).items() if not isinstance(value, list | dict)}
+
+
+def _speeds(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each batch size of a model that was measured in use."""
+    return [{"model": model["name"], "weight_bytes": model["weight_bytes"], **speed} for speed in model["speed"]]
 
 
 def _write_report(run: Any, report: Path) -> None:

@@ -152,7 +152,10 @@ def test_a_digest_is_that_of_another_process(tmp_path: Path) -> None:
 
 # --- the stages of a run
 
-DECIDE = ("structure", "experts", "allocate", "prune", "recover", "verify", "export", "skip", "evaluate", "report")
+DECIDE = (
+    *("structure", "experts", "allocate", "prune", "recover", "verify", "export", "skip"),
+    *("evaluate", "inference", "report"),
+)
 
 
 @pytest.fixture
@@ -199,6 +202,8 @@ def since(stage: str) -> set[str]:
         ("export/none.py", "export"),
         ("pipeline/skip.py", "skip"),
         ("evaluation/harness.py", "evaluate"),
+        ("pipeline/inference.py", "inference"),
+        ("inference/none.py", "inference"),
         ("pipeline/run.py", "report"),
     ],
 )
@@ -212,6 +217,7 @@ def test_code_undoes_the_stages_from_its_own_on(file: str, first: str, stages: C
         *("report/figures/charts.py", "report/tables/results.py", "tracker/wandb.py", "cli/check.py"),
         *("config/settings.py", "utils/progress.py", "state/journal.py", "pipeline/context.py"),
         *("unstructured_pruner/sparsegpt.py", "expert_pruner/reap.py", "recovery/expert_distillation.py"),
+        "inference/timing.py",
     ],
 )
 def test_code_that_no_stage_runs_undoes_none(file: str, stages: Callable[[str], set[str]]) -> None:
@@ -255,6 +261,7 @@ def test_a_setting_undoes_the_stages_that_it_affects(tmp_path: Path) -> None:
         "export=hf": "export",
         "skipping=dynamic": "skip",
         "eval=toy": "evaluate",
+        "inference=measure": "inference",
         "name=x": "report",
         "model.path=bundled:toy_arctic": "report",  # what is in it is known by its content
         "stream=out_of_core": None,

@@ -39,6 +39,8 @@ from stun_exp.evaluation.benchmarks import LMEval
 from stun_exp.evaluation.protocol import Evaluation
 from stun_exp.export.hf import HfExport
 from stun_exp.export.protocol import Export
+from stun_exp.inference.measure import MeasureInference
+from stun_exp.inference.protocol import Inference
 from stun_exp.recovery.expert_distillation import ExpertDistillation
 from stun_exp.recovery.protocol import Recovery
 from stun_exp.skipping.dynamic import DynamicSkipping
@@ -67,9 +69,9 @@ def f(settings: Settings, plan: Plan) -> None:
 
 def fit(
     wanda: Wanda, sparsegpt: SparseGPT, owl: OWL, hf: HfExport, lm_eval: LMEval, wandb: WandB, folder: CacheFolder,
-    distillation: ExpertDistillation, dynamic: DynamicSkipping, no_weights: KeepAllWeights,
-) -> tuple[list[UnstructuredPruner], Allocation, Export, Evaluation, Tracker, Cache, Recovery, Skipping]:
-    return [wanda, sparsegpt, no_weights], owl, hf, lm_eval, wandb, folder, distillation, dynamic
+    distillation: ExpertDistillation, dynamic: DynamicSkipping, no_weights: KeepAllWeights, measure: MeasureInference,
+) -> tuple[list[UnstructuredPruner], Allocation, Export, Evaluation, Tracker, Cache, Recovery, Skipping, Inference]:
+    return [wanda, sparsegpt, no_weights], owl, hf, lm_eval, wandb, folder, distillation, dynamic, measure
 """
 
 

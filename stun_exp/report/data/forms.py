@@ -194,6 +194,42 @@ class SkippingForm(OpenForm):
     evaluation: NotRequired[Share | None]
 
 
+class SpreadForm(OpenForm):
+    median: Amount
+    lower: Amount
+    upper: Amount
+
+
+class SpeedForm(OpenForm):
+    batch_size: Count
+    prefill: SpreadForm
+    decode: SpreadForm
+
+
+class ModelInUseForm(OpenForm):
+    name: str
+    weight_bytes: Count
+    freed_tokens: Number
+    speed: list[SpeedForm]
+
+
+class WorkloadForm(OpenForm):
+    prompt_tokens: Count
+    new_tokens: Count
+    repeats: Count
+
+
+class InferenceForm(OpenForm):
+    """What models take in use; off in most runs, and reports of older versions lack it."""
+
+    engine: str
+    device: str
+    threads: Count
+    dtype: str
+    workload: WorkloadForm
+    models: Annotated[list[ModelInUseForm], Field(min_length=1)]
+
+
 class MetricForm(OpenForm):
     value: Number
     stderr: Error | None
@@ -240,6 +276,7 @@ class ReportForm(OpenForm):
     redundancy: NotRequired[RedundancyForm | None]
     domains: NotRequired[DomainsForm | None]
     skipping: NotRequired[SkippingForm | None]
+    inference: NotRequired[InferenceForm | None]
     metrics: dict[str, MetricForm]
     baseline: NotRequired[MeasurementForm | None]
     cost: Annotated[dict[str, StageCostForm], AfterValidator(_with_experts)]

@@ -7,7 +7,7 @@ from typing import Any
 from stun_exp.config.settings import WITHOUT_EFFECT
 
 RunReport = Mapping[str, Any]
-NOT_OF_A_POINT = (*WITHOUT_EFFECT, "name", "seed", "save", "export", "eval")
+NOT_OF_A_POINT = (*WITHOUT_EFFECT, "name", "seed", "save", "export", "inference", "eval")
 """Settings that tell no points apart: they move no figure, or have a place of their own, or may not differ at all."""
 IN_OTHER_COLUMNS = ("sparsity", "expert_pruner.ratio")
 """Settings that a table shows by what they led to."""
