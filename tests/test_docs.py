@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from stun_exp.cli.check import check, settings_of
-from stun_exp.cli.main import CONF, EXPERTS
+from stun_exp.cli.main import CONF, EXPERTS, TO
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -84,8 +84,9 @@ def commands(page: Path) -> list[str]:
 def test_commands_pass_the_check_of_the_command_line(command: str) -> None:
     """Nothing is run here. What cannot be checked stands in a block without a language."""
     _, *words = shlex.split(command)
-    if words[0] == "inspect":
-        settings_of([word for word in words[1:] if word != EXPERTS], CONF)
+    if words[0] in ("inspect", "fetch"):
+        flags = {EXPERTS, TO, "DIR"}
+        settings_of([word for word in words[1:] if word not in flags], CONF)
     else:
         check(words, CONF)
 
