@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from stun_exp.cli.check import check, settings_of
-from stun_exp.cli.main import CONF, EXPERTS
+from stun_exp.cli.main import CONF, EXPERTS, TO
 from stun_exp.cli.speed import is_place
 
 ROOT = Path(__file__).parent.parent
@@ -85,8 +85,9 @@ def commands(page: Path) -> list[str]:
 def test_commands_pass_the_check_of_the_command_line(command: str) -> None:
     """Nothing is run here. What cannot be checked stands in a block without a language."""
     _, *words = shlex.split(command)
-    if words[0] == "inspect":
-        settings_of([word for word in words[1:] if word != EXPERTS], CONF)
+    if words[0] in ("inspect", "fetch"):
+        flags = {EXPERTS, TO, "DIR"}
+        settings_of([word for word in words[1:] if word not in flags], CONF)
     elif words[0] == "speed":
         assert any(is_place(word) for word in words[1:])
         settings_of(["inference=measure", *(word for word in words[1:] if not is_place(word))], CONF)

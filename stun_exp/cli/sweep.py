@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from stun_exp.report.data.failures import failures
+from stun_exp.report.data.failures import failures, refused
 from stun_exp.tracker.none import NoTracker
 from stun_exp.tracker.protocol import harmless
 
@@ -31,14 +31,18 @@ class SweepEnd(Callback):
         SweepEnd.tracker = instantiate(config.tracker)  # its settings were checked with the command line
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        conclude(Path(config.hydra.sweep.dir).absolute(), tables=not config.dry_run)  # which leaves nothing
+        folder = Path(config.hydra.sweep.dir).absolute()
+        if config.dry_run:  # which leaves nothing
+            _end_with(refused(folder))
+        else:
+            conclude(folder)
 
 
-def conclude(folder: Path, tables: bool = True) -> None:
+def conclude(folder: Path) -> None:
     """Prints the tables of a sweep that has ended and writes them beside its runs; exits with 1 if a run failed."""
     SweepEnd.folder = None
     reports, failed = [file for file in folder.rglob("report.json") if file.is_file()], failures(folder)
-    if reports and tables:
+    if reports:
         from stun_exp.report.command import default_out, write_report
 
         page = default_out(folder) / "index.html"
@@ -51,6 +55,11 @@ def conclude(folder: Path, tables: bool = True) -> None:
         except (ValueError, OSError) as error:  # the runs are there all the same
             sys.stdout.flush()
             print(f"no report of the sweep: {error}", file=sys.stderr)
+    _end_with(failed)
+
+
+def _end_with(failed: Mapping[str, str]) -> None:
+    """Exits with 1, and says what failed, if anything did."""
     if failed:
         sys.stdout.flush()
         print(f"{len(failed)} of the sweep's runs failed; the same command tries them again:", file=sys.stderr)

@@ -95,10 +95,11 @@ class LMEval(Component):
 
     def _loaded(self) -> "Iterator[tuple[Any, Any]]":
         """Each benchmark with lm-eval's tasks or its text; MissingData with everything that is not to be had."""
-        from stun_exp.data.missing import MissingData
+        from stun_exp.data.missing import Missing, MissingData
         from stun_exp.evaluation.perplexity import load_text
 
-        texts, missing = {}, []
+        texts: dict[str, Any] = {}
+        missing: list[Missing] = []
         for name, one in self.benchmarks.items():
             if isinstance(one, TokenPerplexity):
                 try:

@@ -232,3 +232,22 @@ def test_a_run_of_several_sparsities_is_done_when_each_has_its_report(tmp_path: 
         (run / f"sparsity={sparsity}").mkdir()
         write_json(run / f"sparsity={sparsity}" / "report.json", make_report())
     assert failures(tmp_path) == {}
+
+
+def test_a_cause_that_runs_share_is_told_with_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        keep_error(started(tmp_path / name), "no data", ValueError())
+    keep_error(started(tmp_path / "c"), "no room", ValueError())
+    with pytest.raises(SystemExit, match="1"):
+        conclude(tmp_path)
+    assert capsys.readouterr().err.splitlines()[1:] == ["  a: no data", "  b: the same", "  c: no room"]
+
+
+def test_a_dry_run_that_is_refused_ends_the_sweep_with_1(tmp_path: Path) -> None:
+    run = started(tmp_path / "a")
+    (run / ".hydra" / "config.yaml").write_text("dry_run: true")
+    end = OmegaConf.create({"dry_run": True, "hydra": {"sweep": {"dir": str(tmp_path)}}})
+    SweepEnd().on_multirun_end(end)
+    keep_error(run, "no data", ValueError())
+    with pytest.raises(SystemExit, match="1"):
+        SweepEnd().on_multirun_end(end)

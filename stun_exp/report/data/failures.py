@@ -45,13 +45,19 @@ def failures(folder: Path) -> dict[str, str]:
         told = _is_ours(error)
         # A second process that found the run locked has failed, the run has not.
         since = error.stat().st_mtime if told else float("-inf")
-        refused = told and not reports  # of a dry run, which leaves no report
-        if not refused and all(report.is_file() and report.stat().st_mtime > since for report in reports):
+        if all(report.is_file() and report.stat().st_mtime > since for report in reports):
             continue
         failed[str(run.relative_to(folder))] = (
             _why(error) if told else "did not end; it was killed, or is still running"
         )
     return failed
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """The dry runs in a folder that were refused, by their own folders, and why."""
+    runs = [started.parent for started in sorted(folder.rglob(".hydra"))]
+    dry = [run for run in runs if _is_ours(run / ERROR) and _settings(run / ".hydra" / "config.yaml").get("dry_run")]
+    return {str(run.relative_to(folder)): _why(run / ERROR) for run in dry}
 
 
 def _is_ours(file: Path) -> bool:
