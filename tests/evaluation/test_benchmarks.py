@@ -326,7 +326,7 @@ def test_vllm_takes_one_gpu_or_all(
     vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr("stun_exp.evaluation.benchmarks.measure", lambda *_: EvalResult({}, []))
+    monkeypatch.setattr("stun_exp.evaluation.harness.measure", lambda *_: EvalResult({}, []))
     written_figures(WEIGHTS, backend="vllm", device_map=device_map)
     assert [call["tensor_parallel_size"] for call in vllm_calls] == [used]
 
