@@ -38,7 +38,7 @@ def halve_linears_(model: nn.Module, family: MoEFamily) -> int:
             weight_OC = linear.weight.detach()
             fits = weight_OC.dtype.itemsize == 2 and not any(size % WHOLE for size in weight_OC.shape)
             if fits and is_two_four(weight_OC):
-                sparse_OC = torch.sparse.to_sparse_semi_structured(weight_OC)  # type: ignore[no-untyped-call]
+                sparse_OC = torch.sparse.to_sparse_semi_structured(weight_OC)
                 linear.weight = nn.Parameter(sparse_OC, requires_grad=False)
                 found += 1
     return found
@@ -68,7 +68,7 @@ def _measurements(device: torch.device, repeats: int) -> Iterator[Callable[[], K
 def _two_four(outputs: int, inputs: int, tokens: int, device: torch.device, repeats: int) -> KernelFigures:
     weight_OC = torch.randn(outputs, inputs, device=device, dtype=torch.bfloat16)
     pruned_OC = weight_OC * two_largest_of_four(weight_OC)
-    sparse_OC = torch.sparse.to_sparse_semi_structured(pruned_OC)  # type: ignore[no-untyped-call]
+    sparse_OC = torch.sparse.to_sparse_semi_structured(pruned_OC)
     x_TC = torch.randn(tokens, inputs, device=device, dtype=torch.bfloat16)
     dense, sparse = (partial(nn.functional.linear, weight=weight) for weight in (pruned_OC, sparse_OC))
     return against_dense("2:4, torch", dense, sparse, x_TC, outputs, repeats, clock_of(device))
@@ -93,7 +93,7 @@ def _macko(outputs: int, inputs: int, device: torch.device, repeats: int) -> Ker
 
 def two_largest_of_four(weight_OC: Tensor) -> Tensor:
     """Which weights the 2:4 pattern keeps: the two largest of every four neighbors."""
-    groups = weight_OC.abs().unflatten(1, (-1, 4))
+    groups = weight_OC.abs().reshape(len(weight_OC), -1, 4)
     kept = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, groups.topk(2, dim=-1).indices, True)
     return kept.flatten(1)
 

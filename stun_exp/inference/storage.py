@@ -34,7 +34,7 @@ def zeros_of(layer: MoELayer) -> list[MatrixZeros]:
 
 def is_two_four(weight_OC: Tensor) -> bool:
     """Whether a matrix has the 2:4 pattern."""
-    return weight_OC.shape[1] % 4 == 0 and bool(((weight_OC == 0).unflatten(1, (-1, 4)).sum(-1) >= 2).all())
+    return weight_OC.shape[1] % 4 == 0 and bool(((weight_OC == 0).reshape(len(weight_OC), -1, 4).sum(-1) >= 2).all())
 
 
 def bitmask_bytes(matrix: MatrixZeros, itemsize: int) -> float:
