@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stun_exp.checkpoint.checkpoint import Checkpoint
 
 PROGRAM = Path(__file__).with_name("vllm_program.py")
-NOT_INHERITED = ("PYTHONPATH", "TQDM_DISABLE")
+NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "TQDM_DISABLE")
 """What names another environment's packages, and what makes vLLM divide by the time of a bar that is not there."""
 
 
@@ -69,8 +69,10 @@ def _speed(size: int, times: Sequence[Sequence[float]], workload: Workload) -> S
 
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    # On a CPU it would take its share of all memory for each model.
-    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"} | inherited | {"HF_HUB_OFFLINE": "1"}
+    # Gigabytes: on a CPU it would take its share of all memory for each model.
+    unless_set = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    # Without a process for each engine: an error says what it is, and nothing outlives the program.
+    return unless_set | inherited | {"HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def _last_line(text: str) -> str:

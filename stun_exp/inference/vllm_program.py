@@ -32,6 +32,8 @@ def main(job: dict[str, Any]) -> None:
 
 def _load(vllm: Any, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The models that vLLM takes, side by side, and why it does not take the others."""
+    from vllm.platforms import current_platform  # type: ignore[import-not-found,unused-ignore]
+
     models, failed = {}, {}
     length = len(job["prompts"][0]) + job["new_tokens"]
     for name, folder in job["models"].items():
@@ -43,6 +45,7 @@ def _load(vllm: Any, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str
                 max_num_seqs=max(job["batch_sizes"]),
                 gpu_memory_utilization=0.9 / len(job["models"]),
                 enable_prefix_caching=False,  # the same prompts come again
+                enforce_eager=current_platform.is_cpu(),  # to compile takes minutes there
                 seed=0,
             )
         except Exception as error:  # of any of its parts
