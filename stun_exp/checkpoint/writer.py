@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stun_exp.checkpoint.architecture import EXPERTS_PER_LAYER
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.older_keys import with_older_keys
 from stun_exp.checkpoint.shards import INDEX, Shard, each_tensor, write_shard
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.moe.layers import MoELayer
@@ -116,7 +117,6 @@ class CheckpointWriter:
 
     def _config(self) -> dict[str, Any]:
         config = read_json_object(self.source.path / "config.json")
-        config.pop("torch_dtype", None)
         for key in ("quantization_config", "auto_map", "per_layer_config"):  # the latter lead to code of the source
             config.pop(key, None)
         config["dtype"] = str(self.source.written_dtype).removeprefix("torch.")
@@ -129,7 +129,7 @@ class CheckpointWriter:
             config.pop(EXPERTS_PER_LAYER, None)
         else:
             config[EXPERTS_PER_LAYER] = counts
-        return config
+        return with_older_keys(config, getattr(self.source.config.get_text_config(), "rope_parameters", None))
 
     def _as_written(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in the dtype in which it is written: what was computed in a wider one is rounded here, once."""
