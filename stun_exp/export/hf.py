@@ -16,13 +16,15 @@ _ELSE = "pass export=none, and load the checkpoint by stun_exp.load_pruned"
 
 
 class HfExport(Component):
-    """Proves that a process with transformers alone reads the checkpoint, and one with vLLM if it is installed.
+    """Proves that a process with transformers alone reads the checkpoint, and vLLM where it is named.
 
     The files stay as they are written. SGLang's expert parallelism wants a number of GPUs that divides the experts
     (`assert num_experts % moe_ep_size == 0`), which the result lists; vLLM deals out what remains.
     """
 
     keeps_checkpoint: ClassVar[bool] = True
+    vllm_python: str | None
+    """The Python of an environment that has vLLM, which proves that it serves the checkpoint; null does without."""
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         import transformers
@@ -44,6 +46,8 @@ class HfExport(Component):
                 f"export=hf: {source.path / 'config.json'} has no architectures, by which vLLM and SGLang choose the "
                 f'model\'s class; add "architectures": ["{stock}"]'
             )
+        if self.vllm_python:
+            _check_vllm(source, self.vllm_python)
         _check_ratio([layer for layer in source.outlines if layer.is_moe], ratio)
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:
@@ -62,9 +66,17 @@ class HfExport(Component):
             "written": pruned.folder.name,
             "num_experts": count,
             "expert_parallel_sizes": [gpus for gpus in range(1, count + 1) if count % gpus == 0],
-            **prove(written, pruned.device, trust_remote_code=False),
+            **prove(written, pruned.device, False, pruned.tokens, self.vllm_python),
             "notes": pruned.savings(),
         }
+
+
+def _check_vllm(source: "Architecture", python: str) -> None:
+    """ValueError if the vLLM that the Python has cannot serve the model."""
+    from stun_exp.serving.vllm_process import find_vllm
+
+    if why := find_vllm(python, "export.vllm_python").obstacle(source.raw["architectures"]):
+        raise ValueError(f"export=hf: {why}; pass export.vllm_python=null for a checkpoint that it need not serve")
 
 
 def _check_ratio(layers: "Sequence[MoELayer]", ratio: float) -> None:

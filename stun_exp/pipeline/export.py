@@ -23,5 +23,6 @@ def export(run: RunContext, inputs: Inputs, plan: Plan, weights_pruned: bool, re
         weights_pruned=weights_pruned,
         recovered=recovered,
         device=run.device,
+        tokens=inputs.tokens,
     )
     return run.settings.export.export(made)

@@ -17,7 +17,13 @@ def test_nothing_is_said_of_git_where_there_is_no_repository(
     """lm-eval asks git for a commit with every benchmark, and lets it complain."""
     benchmark = Benchmark(task="toy_arc", include=BUNDLED_TASKS, num_fewshot=0, metric="acc,none")
     settings = LMEval(
-        benchmarks={"arc": benchmark}, limit=1, batch_size=1, backend="hf", device_map="none", baseline=False
+        benchmarks={"arc": benchmark},
+        limit=1,
+        batch_size=1,
+        backend="hf",
+        vllm_python=None,
+        device_map="none",
+        baseline=False,
     )
     model = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
     monkeypatch.chdir(tmp_path)
