@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from scripts.clients.ask import ASK, Reference, Refused, reference, run_program, verdict
-from scripts.clients.cases import FAMILIES, Exported, exchange_experts, exported
+from scripts.clients.cases import FAMILIES, TOYS, Exported, exchange_experts, exported
+from stun_exp.utils.files import read_json_object, write_file
 from stun_exp.utils.markdown import text
 from stun_exp.utils.progress import prepare_libraries
 
@@ -23,17 +24,16 @@ GROUP = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", help=f"toy_moe, toy_upcycled, {', '.join(FAMILIES)}; by default all")
+    parser.add_argument("models", nargs="*", help=f"{', '.join((*TOYS, *FAMILIES))}; by default all")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of clients.json and clients.md")
     arguments = parser.parse_args()
     prepare_libraries()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    quantized: list[dict[str, Any]] = []
     with TemporaryDirectory() as work:
         for case in exported(Path(work), arguments.models):
             known = reference(case.folder)
-            rows += [row for client in ASK for row in _asked(case, client, known, Path(work))]
+            rows = [row for client in ASK for row in _asked(case, client, known, Path(work))]
+            quantized = []
             if (case.model, case.export) == (QUANTIZED, "equal"):
                 quantized = [_quantized(case.folder, Path(work), method, known) for method in ("rtn", "gptq")]
             _keep(arguments.out, rows, quantized)
@@ -43,7 +43,7 @@ def _asked(case: Exported, client: str, known: Reference, work: Path) -> list[di
     """A row of the case; for a bundled model one more, of what must be rejected."""
     own = {"model": case.model, "export": case.export, "dtype": known.dtype}
     rows = [{**own, **verdict(client, known)}]
-    if case.model.startswith("toy"):
+    if case.model in TOYS:
         wrong = exchange_experts(case.folder, work / f"{case.model}-exchanged")
         exchanged = verdict(client, known, replace(known, folder=wrong))
         rows.append({**own, "export": "equal, two experts exchanged", **exchanged})
@@ -62,18 +62,28 @@ def _quantized(folder: Path, work: Path, method: str, known: Reference) -> dict[
 
 
 def _keep(out: Path, rows: list[dict[str, Any]], quantized: list[dict[str, Any]]) -> None:
-    versions = {
+    """Puts rows in the place of those of the same cases; what was found of others stays."""
+    file = out / "clients.json"
+    content = read_json_object(file) if file.is_file() else {"versions": {}, "clients": [], "quantized": []}
+    anew = {_case(row) for row in rows}
+    kept = [row for row in content["clients"] if _case(row) not in anew]
+    order = [*TOYS, *FAMILIES]
+    content["clients"] = sorted([*kept, *rows], key=lambda row: order.index(row["model"]))
+    content["quantized"] = quantized or content["quantized"]
+    content["versions"] |= {
+        "python": platform.python_version(),
         "transformers": transformers.__version__,
         "torch": torch.__version__,
-        "python": platform.python_version(),
     }
     for row in (*rows, *quantized):
-        versions |= {
-            f"{name} ({row.get('client', 'llm-compressor')})": v for name, v in row.get("versions", {}).items()
-        }
-    content = {"versions": versions, "clients": rows, "quantized": quantized}
-    (out / "clients.json").write_text(json.dumps(content, indent=1) + "\n")
-    (out / "clients.md").write_text(_page(versions, rows, quantized))
+        whose = row.get("client", "llm-compressor")
+        content["versions"] |= {f"{name} ({whose})": number for name, number in row.get("versions", {}).items()}
+    write_file(file, [(json.dumps(content, indent=1) + "\n").encode()])
+    write_file(out / "clients.md", [_page(content["versions"], content["clients"], content["quantized"]).encode()])
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["model"], row["export"], row["client"]
 
 
 def _page(versions: dict[str, str], rows: list[dict[str, Any]], quantized: list[dict[str, Any]]) -> str:

@@ -117,7 +117,7 @@ def run_program(client: str, program: str, job: dict[str, Any]) -> Any:
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         file = Path(__file__).with_name(f"{program}.py")
-        command = [CLIENTS / client / "bin" / "python", "-P", file, json.dumps(job | {"out": str(out)})]
+        command = [str(CLIENTS / client / "bin" / "python"), "-P", str(file), json.dumps(job | {"out": str(out)})]
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TQDM_DISABLE")}
         done = subprocess.run(command, capture_output=True, text=True, env=environment | {"HF_HUB_OFFLINE": "1"})
         if done.returncode:

@@ -58,31 +58,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
     },
 }
+TOYS = ("toy_moe", "toy_upcycled")
 BARRED = ("deepseek_v3", "glm4_moe", "gpt_oss")
 """Families whose routers have a bias or a score correction, so that layers can be filled."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A pruned checkpoint, and what its run says of it."""
+    """A pruned checkpoint."""
 
     model: str
     export: str
     folder: Path
-    report: dict[str, Any]
 
 
 def exported(work: Path, chosen: list[str]) -> Iterator[Exported]:
     """The chosen models (all, if none is), each pruned and exported once; padded too where that is to be had."""
-    for model in chosen or ["toy_moe", "toy_upcycled", *FAMILIES]:
-        source = model if model.startswith("toy") else random_model(model, work / "sources" / model)
+    for model in chosen or (*TOYS, *FAMILIES):
+        source = model if model in TOYS else random_model(model, work / "sources" / model)
         ways = {"equal": EQUAL}
         if model in BARRED and (CONF / "export" / "hf_padded.yaml").is_file():
             ways["padded"] = PADDED
         for name, way in ways.items():
             out = work / f"{model}-{name}"
-            report = stun_exp.prune(source, out=out, sparsity=SPARSITY, settings={**QUICK, **way})
-            yield Exported(model, name, out / "checkpoint", report.content)
+            stun_exp.prune(source, out=out, sparsity=SPARSITY, settings={**QUICK, **way})
+            yield Exported(model, name, out / "checkpoint")
 
 
 def random_model(family: str, folder: Path) -> Path:
