@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-kernels lint types check bench bench-scale results clean
+.PHONY: help setup demo test test-kernels lint types check bench bench-scale clients results clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,8 +44,20 @@ bench: $(READY) ## Measure speed and memory into results/bench.json (NAMES="..."
 bench-scale: $(READY) ## Prune random checkpoints of real layer shapes, as the disk allows (CARDS="..." LAYERS="...")
 	$(BIN)/python -m scripts.benchmarks.scale $(CARDS) $(if $(LAYERS),--layers $(LAYERS))
 
+# Each program has versions of torch and transformers of its own, and thus an environment of its own.
+CLIENTS := $(patsubst scripts/clients/%.txt,.clients/%/.ready,$(wildcard scripts/clients/*.txt))
+
+clients: $(READY) $(CLIENTS) ## Run exported models in vLLM, mlx-lm and llm-compressor into results/clients.md (MODELS="...")
+	$(BIN)/python -m scripts.clients $(MODELS)
+
+.clients/%/.ready: scripts/clients/%.txt
+	$(PYTHON) -m venv .clients/$*
+	.clients/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	scripts/clients/without_other_torch.sh .clients/$*
+	touch $@
+
 results: demo ## Run the demo and keep its table and figure in results/
 	$(BIN)/python scripts/keep_results.py runs/demo results/demo
 
 clean: ## Remove .venv and the runs
-	rm -rf .venv runs
+	rm -rf .venv .clients runs

@@ -29,7 +29,7 @@ from stun_exp.models import register
 from stun_exp.moe import families
 from stun_exp.pipeline.run import run
 
-pytest_plugins = ["conf_tree_fixtures", "report_fixtures"]
+pytest_plugins = ["conf_tree_fixtures", "report_fixtures", "vllm_fixtures"]
 
 FAMILIES = list(families.FAMILIES)  # a family without a tiny model below fails the tests that run over families
 MOE_FAMILIES = [name for name in FAMILIES if name not in families.DENSE]

@@ -4,6 +4,7 @@ Shapes: B sequences, S positions, T = B * S tokens, K experts per token, E exper
 """
 
 import dataclasses
+import json
 import math
 import os
 import time
@@ -18,7 +19,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from scripts.toy.recipes import Recipe
 from scripts.toy.upcycling import MASKED
+from stun_exp.checkpoint.older_keys import with_older_keys
 from stun_exp.toy.text import training_documents
+from stun_exp.utils.files import read_json_object, write_file
 
 LOSS_EVERY = 50
 MANY = 8
@@ -188,3 +191,11 @@ def ship(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_older_keys(folder)
+
+
+def add_older_keys(folder: Path) -> None:
+    """Writes config.json anew, so that readers of before transformers 5 find in it what they look for."""
+    file = folder / "config.json"
+    config = read_json_object(file)
+    write_file(file, [(json.dumps(with_older_keys(config, config["rope_parameters"]), indent=2) + "\n").encode()])

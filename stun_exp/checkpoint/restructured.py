@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stun_exp.checkpoint.architecture import WIDTHS_PER_LAYER, Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.older_keys import with_older_keys
 from stun_exp.checkpoint.shards import INDEX, Shard, write_shard
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.moe.coupled import LayerCut, coupled_of, head_size, sizes_of
@@ -45,7 +46,7 @@ def restructured_config(source: Checkpoint, cuts: Sequence[LayerCut]) -> dict[st
         raw.pop(WIDTHS_PER_LAYER, None)
     else:
         raw[WIDTHS_PER_LAYER] = [list(pair) for pair in widths]
-    return raw
+    return with_older_keys(raw, getattr(source.config, "rope_parameters", None))
 
 
 def _widths(source: Checkpoint, cut: LayerCut) -> tuple[int, int]:

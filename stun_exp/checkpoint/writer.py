@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.expert_counts import EXPERTS_PER_LAYER
+from stun_exp.checkpoint.older_keys import with_older_keys
 from stun_exp.checkpoint.shards import INDEX, Shard, each_tensor, write_shard
 from stun_exp.checkpoint.source import carried_files
 from stun_exp.moe.layers import MoELayer
@@ -134,7 +135,7 @@ class CheckpointWriter:
 
     def _config(self) -> dict[str, Any]:
         config = self.source.plain_config()
-        for key in ("torch_dtype", "quantization_config", "auto_map"):  # the last leads to code of the source
+        for key in ("quantization_config", "auto_map"):  # the last leads to code of the source
             config.pop(key, None)
         config["dtype"] = str(self.source.written_dtype).removeprefix("torch.")
         if not self.source.family.is_dense:
@@ -146,7 +147,7 @@ class CheckpointWriter:
                 part[key] = max(counts)
         else:
             config[EXPERTS_PER_LAYER] = counts
-        return config
+        return with_older_keys(config, getattr(self.source.config.get_text_config(), "rope_parameters", None))
 
     def _as_written(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in the dtype in which it is written: what was computed in a wider one is rounded here, once."""

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ from stun_exp.config.component import Component
 from stun_exp.evaluation.harness import defined, load, quiet
 from stun_exp.evaluation.records import Benchmark, EvalResult, TokenPerplexity
 from stun_exp.evaluation.tasks import Definition
+from stun_exp.serving.vllm_process import InstalledVLLM, VLLMError, VLLMProcess, find_vllm
 from stun_exp.utils.paths import expanded, is_folder
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class LMEval(Component):
     backend: Backend
     """What runs the model: transformers, or vLLM, for decoders in 16 or 32 bits that keep equally many experts in every
     layer."""
+    vllm_python: str | None
+    """The Python of an environment that has vLLM, for backend=vllm."""
     device_map: DeviceMap
     """`auto` spreads the model over all GPUs, and over host memory if transformers runs it; `none` takes one device."""
     baseline: bool
@@ -83,15 +85,14 @@ class LMEval(Component):
 
         ValueError if the backend is not installed, FileNotFoundError for data that is neither cached nor reachable.
         """
-        if self.backend == "vllm" and find_spec("vllm") is None:
-            raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
         if self.backend == "vllm" and (own := [name for name, one in self.benchmarks.items() if _is_own(one)]):
             raise ValueError(
                 f"eval.backend=vllm: {', '.join(own)} is measured with transformers alone; pass eval.backend=hf, or "
                 f"leave it out with ~eval.benchmarks.{own[0]}"
             )
+        vllm = self._vllm() if self.backend == "vllm" else None
         found = tuple(self._loaded())
-        return PreparedBenchmarks(found, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
+        return PreparedBenchmarks(found, self.limit, self.batch_size, vllm, self.device_map, self.baseline)
 
     def _loaded(self) -> "Iterator[tuple[Any, Any]]":
         """Each benchmark with lm-eval's tasks or its text; MissingData with everything that is not to be had."""
@@ -115,6 +116,14 @@ class LMEval(Component):
             raise MissingData(missing)
         yield from ((one, texts[name] if name in texts else loaded[name]) for name, one in self.benchmarks.items())
 
+    def _vllm(self) -> InstalledVLLM:
+        if self.vllm_python is None:
+            raise ValueError(
+                "eval.backend=vllm: vLLM wants an environment of its own; pass eval.vllm_python=PATH, its Python "
+                "(.clients/vllm/bin/python, if `make clients` made it), or eval.backend=hf"
+            )
+        return find_vllm(self.vllm_python, "eval.vllm_python")
+
 
 @dataclass(frozen=True)
 class PreparedBenchmarks:
@@ -124,7 +133,8 @@ class PreparedBenchmarks:
     """Each with what was loaded for it: lm-eval's tasks, or a text."""
     limit: int | None = None
     batch_size: int = 1
-    backend: Backend = "hf"
+    vllm: InstalledVLLM | None = None
+    """What runs the model; None for transformers."""
     device_map: DeviceMap = "none"
     baseline: bool = False
 
@@ -144,7 +154,7 @@ class PreparedBenchmarks:
             "lm-eval": version("lm-eval"),
             "limit": self.limit,
             "batch size": self.batch_size,
-            "backend": self.backend,
+            "backend": f"vllm {self.vllm.version}" if self.vllm else "hf",
             "benchmarks": [
                 {
                     "settings": benchmark.model_dump(exclude={"path"}),  # what was read there is in the digests
@@ -166,13 +176,19 @@ class PreparedBenchmarks:
         )
         return self._measure(lm)
 
-    def evaluate_in_vllm(self, folder: Path, dtype: "torch.dtype", num_gpus: int) -> EvalResult:
-        """The same of a model on disk, with its own tokenizer, that vLLM reads by itself and spreads over GPUs."""
-        from lm_eval.models.vllm_causallms import VLLM
+    def evaluate_in_vllm(self, folder: Path, tokenizer: Any, dtype: "torch.dtype", num_gpus: int) -> EvalResult:
+        """The same of a model on disk, which vLLM reads by itself and spreads over GPUs."""
+        from stun_exp.evaluation.vllm_model import VLLMModel
 
-        # Left to choose, vLLM would run 32 bits in 16.
-        dtype_name = str(dtype).removeprefix("torch.")
-        return self._measure(quiet(VLLM)(pretrained=str(folder), dtype=dtype_name, tensor_parallel_size=num_gpus))
+        assert self.vllm is not None
+        try:
+            with VLLMProcess(self.vllm.python) as process:
+                process.load(folder, str(dtype).removeprefix("torch."), tensor_parallel_size=num_gpus)
+                return self._measure(quiet(VLLMModel)(process, tokenizer))
+        except VLLMError as error:
+            raise ValueError(
+                f"eval.backend=vllm: vLLM {self.vllm.version} could not run {folder}: {error}; pass eval.backend=hf"
+            ) from error
 
     def _measure(self, lm: Any) -> EvalResult:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut

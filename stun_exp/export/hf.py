@@ -16,7 +16,7 @@ _ELSE = "pass export=none, and load the checkpoint by stun_exp.load_pruned"
 
 
 class HfExport(Component):
-    """Proves that a process with transformers alone reads the checkpoint, and one with vLLM if it is installed.
+    """Proves that a process with transformers alone reads the checkpoint, and vLLM where it is named.
 
     The files stay as they are written. SGLang's expert parallelism wants a number of GPUs that divides the experts
     (`assert num_experts % moe_ep_size == 0`), which the result lists; vLLM deals out what remains.
@@ -24,6 +24,8 @@ class HfExport(Component):
 
     equal_layers: ClassVar[bool] = True
     keeps_checkpoint: ClassVar[bool] = True
+    vllm_python: str | None
+    """The Python of an environment that has vLLM, which proves that it serves the checkpoint; null does without."""
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
         if ratio and not equal:
@@ -37,6 +39,8 @@ class HfExport(Component):
                 "structured_pruner.budget=per_layer where it has that, or export=none"
             )
         check_stock(source, "export=hf")
+        if self.vllm_python:
+            _check_vllm(source, self.vllm_python)
         _check_ratio([layer for layer in source.outlines if layer.is_moe], ratio)
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:
@@ -55,7 +59,7 @@ class HfExport(Component):
             "written": pruned.folder.name,
             "num_experts": count,
             "expert_parallel_sizes": [] if count is None else expert_parallel_sizes(count),
-            **prove(written, pruned.device, trust_remote_code=False),
+            **prove(written, pruned.device, False, pruned.tokens, self.vllm_python),
             "notes": pruned.savings(),
         }
 
@@ -89,6 +93,16 @@ def check_stock(source: "Architecture", setting: str) -> None:
 def expert_parallel_sizes(count: int) -> list[int]:
     """The numbers of GPUs over which SGLang can deal out so many experts."""
     return [gpus for gpus in range(1, count + 1) if count % gpus == 0]
+
+
+def check_vllm(source: "Architecture", python: str | None, setting: str) -> None:
+    """ValueError, naming the `setting`, if the vLLM of a Python, where one is named, cannot serve the model."""
+    if not python:
+        return
+    from stun_exp.serving.vllm_process import find_vllm
+
+    if why := find_vllm(python, "export.vllm_python").obstacle(source.raw["architectures"]):
+        raise ValueError(f"{setting}: {why}; pass export.vllm_python=null for a checkpoint that it need not serve")
 
 
 def _check_ratio(layers: "Sequence[MoELayer]", ratio: float) -> None:

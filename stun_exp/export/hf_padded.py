@@ -31,12 +31,15 @@ class HfPaddedExport(Component):
 
     equal_layers: ClassVar[bool] = True
     keeps_checkpoint: ClassVar[bool] = True
+    vllm_python: str | None
+    """The Python of an environment that has vLLM, which proves that it serves the checkpoint; null does without."""
 
     def check(self, source: "Architecture", ratio: float, equal: bool) -> None:
-        from stun_exp.export.hf import check_experts, check_stock
+        from stun_exp.export.hf import check_experts, check_stock, check_vllm
 
         check_experts(source, "export=hf_padded")
         check_stock(source, "export=hf_padded")
+        check_vllm(source, self.vllm_python, "export=hf_padded")
         if ratio and not equal:
             _check_routers(source)
 
@@ -64,7 +67,7 @@ class HfPaddedExport(Component):
             "num_experts": count,
             "expert_parallel_sizes": expert_parallel_sizes(count),
             "padding": {"experts": num_added, "bytes": added, "unpadded_bytes": unequal},
-            **prove(Checkpoint(pruned.folder, None), pruned.device, trust_remote_code=False),
+            **prove(Checkpoint(pruned.folder, None), pruned.device, False, pruned.tokens, self.vllm_python),
             "notes": [*pruned.savings(), *_given_back(num_added, added, unequal)],
         }
 

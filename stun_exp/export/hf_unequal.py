@@ -54,7 +54,7 @@ class HfUnequalExport(Component):
         else:
             if unequal:
                 write_code(written)
-            proof = prove(written, pruned.device, trust_remote_code=unequal)
+            proof = prove(written, pruned.device, unequal, pruned.tokens)
         return {
             "export": "hf_unequal",
             "written": pruned.folder.name,

@@ -9,6 +9,7 @@ from stun_exp.moe.plan import Plan
 if TYPE_CHECKING:
     import torch
 
+    from stun_exp.calibration.protocol import CalibrationTokens
     from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.checkpoint.checkpoint import Checkpoint
     from stun_exp.checkpoint.writer import CheckpointWriter
@@ -32,6 +33,8 @@ class Pruned:
     recovered: bool
     """Whether weights were trained afterwards."""
     device: "torch.device"
+    tokens: "CalibrationTokens | None" = None
+    """Text to prove it on."""
 
     def savings(self) -> list[str]:
         """A line that says so if zeros are all there is, and thus no memory is saved."""

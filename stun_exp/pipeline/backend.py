@@ -12,13 +12,15 @@ def check_backend(
     benchmarks: "PreparedBenchmarks", source: "Checkpoint", nf4: bool, skips: bool, counts: Collection[int] = ()
 ) -> None:
     """ValueError if vLLM could not run what this run is to write; `counts` are its layers' experts, once planned."""
-    if benchmarks.backend != "vllm":
+    if benchmarks.vllm is None:
         return
+    obstacle = benchmarks.vllm.obstacle(source.raw.get("architectures") or [])
     hindrances = (
         (
             source.config.is_encoder_decoder,
             f"{source.config.model_type} is an encoder-decoder, and vLLM runs decoders only; pass",
         ),
+        (obstacle is not None, f"{obstacle}; pass"),
         (nf4, "vLLM cannot hold weights as model.load=nf4 does; pass model.load=full or"),
         (skips, "vLLM runs all experts that a token chooses; pass skipping=none or"),
         (

@@ -126,10 +126,10 @@ def _measure(
     nf4: bool,
     betas: Mapping[int, float],
 ) -> EvaluatedCheckpoint:
-    if benchmarks.backend == "vllm":
+    if benchmarks.vllm:
         torch.cuda.empty_cache()  # it takes its share of the whole GPU, and counts our unused pool as taken
         num_gpus = torch.cuda.device_count() if benchmarks.device_map == "auto" else 1
-        figures = benchmarks.evaluate_in_vllm(checkpoint.path, checkpoint.dtype, max(num_gpus, 1))
+        figures = benchmarks.evaluate_in_vllm(checkpoint.path, tokenizer, checkpoint.dtype, max(num_gpus, 1))
         return EvaluatedCheckpoint(figures.metrics, figures.samples)
     places, warnings = _places(benchmarks, checkpoint, device, nf4)
     model = assemble(checkpoint, device, nf4, places=places)

@@ -38,6 +38,7 @@ def export(
         weights_pruned=weights_pruned,
         recovered=recovered,
         device=run.device,
+        tokens=inputs.tokens,
     )
     result = run.settings.export.export(made)
     if on_disk.writer.replaced:  # what follows is to read the files that there are now

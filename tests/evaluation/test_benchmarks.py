@@ -1,11 +1,10 @@
 """lm-evaluation-harness on the bundled tasks: what is asked, is run and is written down; of what lies on disk."""
 
 import json
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from stun_exp.evaluation.benchmarks import LMEval, NoEvaluation, PreparedBenchma
 from stun_exp.evaluation.records import BUNDLED_TASKS, Benchmark, EvalResult
 from stun_exp.pipeline.backend import check_backend
 from stun_exp.pipeline.evaluate import EvaluatedCheckpoint, evaluate
+from stun_exp.serving.vllm_process import InstalledVLLM, VLLMProcess
 from stun_exp.state.cache import CacheFolder, NoCache, Store
 from stun_exp.state.costs import StageCost
 from stun_exp.toy import WEIGHTS
@@ -33,7 +33,8 @@ def toy() -> PreTrainedModel:
 
 def one(task: str, shots: int, metric: str, include: str | None = BUNDLED_TASKS, **how: Any) -> LMEval:
     benchmark = Benchmark(task=task, include=include, num_fewshot=shots, metric=metric)
-    how = {"backend": "hf", "device_map": "none", "baseline": False, "data": None, "run_unsafe_code": False} | how
+    off = {"vllm_python": None, "baseline": False, "data": None, "run_unsafe_code": False}
+    how = {"backend": "hf", "device_map": "none", **off} | how
     return LMEval(benchmarks={task: benchmark}, limit=4, batch_size=4, **how)
 
 
@@ -133,6 +134,7 @@ def seq2seq_task(folder: Path, settings: str, rows: list[dict[str, Any]]) -> LME
         limit=None,
         batch_size=3,
         backend="hf",
+        vllm_python=None,
         device_map="none",
         baseline=False,
         data=None,
@@ -288,59 +290,66 @@ def test_a_first_gpu_that_takes_everything_is_told(monkeypatch: pytest.MonkeyPat
     assert loaded == [None, {"": 1}]  # the default GPU is not the one with room
 
 
-# --- vLLM, which is not here: a stand-in takes its place in lm-eval
+# --- vLLM, which is not here: a stand-in takes its place in a Python of its own
 
 
-@pytest.fixture
-def vllm_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What lm-eval's vLLM backend is called with; stock transformers reads the folder in its stead."""
-    from lm_eval.models.huggingface import HFLM
-
-    calls: list[dict[str, Any]] = []
-
-    class VLLM(HFLM):
-        def __init__(self, **arguments: Any) -> None:
-            calls.append(arguments)
-            super().__init__(arguments["pretrained"], dtype=arguments["dtype"], device="cpu", batch_size=4)
-
-    monkeypatch.setattr("stun_exp.evaluation.benchmarks.find_spec", lambda name: name == "vllm" or None)
-    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=VLLM))
-    return calls
+VLLM = InstalledVLLM("python", "0.32.0", frozenset({"MixtralForCausalLM"}))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "shots", "metric"),
+    [("toy_text", 0, "word_perplexity,none"), ("toy_gsm8k", 2, "exact_match,strict-match")],
+)
 def test_vllm_reads_the_written_folder_by_itself(
-    vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    task: str, shots: int, metric: str, vllm_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the dtype on disk: left to choose, it would run 32 bits in 16. The figures are those of transformers."""
-    expected = written_figures(WEIGHTS).metrics
+    """The figures are those of transformers, of likelihoods and of generated text."""
+    arguments = (Checkpoint(WEIGHTS, None), {}, AutoTokenizer.from_pretrained(WEIGHTS), CPU, False, {})
+    expected = evaluate(one(task, shots, metric).prepare(), *arguments, NOTHING_KEPT, StageCost())
     monkeypatch.delattr("stun_exp.pipeline.evaluate.assemble")
-    measured = written_figures(WEIGHTS, backend="vllm")
-    assert vllm_calls == [{"pretrained": str(WEIGHTS), "dtype": "bfloat16", "tensor_parallel_size": 1}]
-    assert measured.metrics.keys() == expected.keys()
+    benchmarks = one(task, shots, metric, backend="vllm", vllm_python=vllm_python).prepare()
+    measured = evaluate(benchmarks, *arguments, NOTHING_KEPT, StageCost())
+    assert measured.metrics.keys() == expected.metrics.keys()
     for name, figure in measured.metrics.items():
-        assert figure.value == pytest.approx(expected[name].value, rel=1e-3)
+        assert figure.value == pytest.approx(expected.metrics[name].value, rel=1e-3)
 
 
 @pytest.mark.parametrize(("device_map", "used"), [("none", 1), ("auto", 4)])
-def test_vllm_takes_one_gpu_or_all(
-    vllm_calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
+def test_vllm_takes_one_gpu_or_all_in_the_dtype_on_disk(
+    vllm_python: str, monkeypatch: pytest.MonkeyPatch, device_map: str, used: int
 ) -> None:
+    """Left to choose, it would run 32 bits in 16."""
+    loaded: list[Any] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr("stun_exp.evaluation.harness.measure", lambda *_: EvalResult({}, []))
-    written_figures(WEIGHTS, backend="vllm", device_map=device_map)
-    assert [call["tensor_parallel_size"] for call in vllm_calls] == [used]
+    monkeypatch.setattr(VLLMProcess, "load", lambda _, *how, **more: loaded.append((*how, more)))
+    written_figures(WEIGHTS, backend="vllm", vllm_python=vllm_python, device_map=device_map)
+    assert loaded == [(WEIGHTS, "bfloat16", {"tensor_parallel_size": used})]
 
 
-def test_vllm_that_is_not_installed_stops_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stun_exp.evaluation.benchmarks.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"eval.backend=vllm: vLLM is not installed.*pass eval.backend=hf"):
+def test_a_vllm_that_fails_is_told_in_one_line(vllm_python: str, tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"^eval.backend=vllm: vLLM .* could not run .*: RuntimeError: no experts;"):
+        written_figures(tiny_model("olmoe"), backend="vllm", vllm_python=vllm_python)
+
+
+def test_vllm_that_is_not_named_stops_before_anything_is_run() -> None:
+    with pytest.raises(ValueError, match=r"eval.backend=vllm: .*pass eval.vllm_python=PATH.*or eval.backend=hf"):
         one("toy_arc", 0, "acc,none", backend="vllm").prepare()
+    with pytest.raises(ValueError, match=r"eval.vllm_python=missing: no such file"):
+        one("toy_arc", 0, "acc,none", backend="vllm", vllm_python="missing").prepare()
+
+
+def test_figures_of_another_vllm_are_measured_anew() -> None:
+    known = [PreparedBenchmarks((), vllm=vllm).depend_on() for vllm in (None, VLLM, replace(VLLM, version="0.33.0"))]
+    assert [one["backend"] for one in known] == ["hf", "vllm 0.32.0", "vllm 0.33.0"]
 
 
 @pytest.mark.parametrize(
     ("family", "nf4", "skips", "counts", "why"),
     [
         ("nllb-moe", False, False, (), "nllb-moe is an encoder-decoder"),
+        ("arctic", False, False, (), "vLLM 0.32.0 has no ArcticForCausalLM"),
         ("mixtral", True, False, (), "model.load=nf4"),
         ("mixtral", False, True, (), "skipping=none"),
         ("mixtral", False, False, (4, 3, 4), "the plan keeps 3 to 4 experts in a layer"),
@@ -351,13 +360,13 @@ def test_what_vllm_cannot_run_is_refused_by_name(
 ) -> None:
     source = Checkpoint(tiny_model(family), None)
     with pytest.raises(ValueError, match=f"eval.backend=vllm: .*{why}.*eval.backend=hf"):
-        check_backend(PreparedBenchmarks((), backend="vllm"), source, nf4, skips, counts)
+        check_backend(PreparedBenchmarks((), vllm=VLLM), source, nf4, skips, counts)
     check_backend(PreparedBenchmarks(()), source, nf4, skips, counts)
 
 
 def test_what_vllm_can_run_passes(mixtral: Checkpoint) -> None:
     for counts in ((), (4, 4, 4)):
-        check_backend(PreparedBenchmarks((), backend="vllm"), mixtral, nf4=False, skips=False, counts=counts)
+        check_backend(PreparedBenchmarks((), vllm=VLLM), mixtral, nf4=False, skips=False, counts=counts)
 
 
 @pytest.mark.slow
@@ -378,6 +387,7 @@ def test_the_bundled_model_knows_its_world(toy: PreTrainedModel) -> None:
         limit=None,
         batch_size=32,
         backend="hf",
+        vllm_python=None,
         device_map="none",
         baseline=False,
     )

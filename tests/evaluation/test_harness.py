@@ -21,6 +21,7 @@ def test_nothing_is_said_of_git_where_there_is_no_repository(
         limit=1,
         batch_size=1,
         backend="hf",
+        vllm_python=None,
         device_map="none",
         baseline=False,
         data=None,

@@ -15,7 +15,7 @@ from stun_exp.export.hf_unequal import HfUnequalExport
 def test_exports_about_numbers_of_experts_are_refused(tiny_model: Callable[[str], Path]) -> None:
     source = Checkpoint(tiny_model("llama"), None)
     with pytest.raises(ValueError, match="export=hf_padded: llama is dense"):
-        HfPaddedExport().check(source, 0.0, True)
+        HfPaddedExport(vllm_python=None).check(source, 0.0, True)
     with pytest.raises(ValueError, match="export=hf_unequal: llama is dense"):
         HfUnequalExport(format="per_layer_config").check(source, 0.0, True)
 
@@ -23,5 +23,5 @@ def test_exports_about_numbers_of_experts_are_refused(tiny_model: Callable[[str]
 def test_layers_of_different_widths_are_refused_before_anything_is_pruned(tiny_model: Callable[[str], Path]) -> None:
     source: Any = Checkpoint(tiny_model("llama"), None)
     with pytest.raises(ValueError, match=r"export=hf: .* pass structured_pruner.budget=per_layer"):
-        HfExport().check(source, 0.0, False)
-    HfExport().check(source, 0.0, True)
+        HfExport(vllm_python=None).check(source, 0.0, False)
+    HfExport(vllm_python=None).check(source, 0.0, True)

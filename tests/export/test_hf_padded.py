@@ -53,11 +53,11 @@ def test_the_filled_model_gives_the_logits_of_the_unequal_one(
     name: str, dtype: torch.dtype | None, make_pruned: Make, tokens_BT: Tensor
 ) -> None:
     pruned = make_pruned(name, {2: FOUR}, dtype=dtype)
-    HfPaddedExport().check(pruned.source, 0.25, False)
-    HfPaddedExport().check_plan(pruned.source, pruned.plan)
+    HfPaddedExport(vllm_python=None).check(pruned.source, 0.25, False)
+    HfPaddedExport(vllm_python=None).check_plan(pruned.source, pruned.plan)
     expected = logits(load_checkpoint(pruned.folder, CPU), tokens_BT)
     before = sum(shard.size for shard in pruned.writer.shards.values())
-    result = HfPaddedExport().export(pruned)
+    result = HfPaddedExport(vllm_python=None).export(pruned)
     written = Checkpoint(pruned.folder, None)
     assert {layer.num_experts for layer in written.outlines if layer.is_moe} == {6} == {result["num_experts"]}
     assert written.experts_per_layer is None
@@ -92,14 +92,14 @@ def test_a_bias_that_a_config_asks_for_counts(
     config = json.loads((folder / "config.json").read_text()) | {"router_bias": True}
     (folder / "config.json").write_text(json.dumps(config))
     pruned = make_pruned(folder, {3: FOUR})
-    HfPaddedExport().check(pruned.source, 0.25, False)
+    HfPaddedExport(vllm_python=None).check(pruned.source, 0.25, False)
     expected = logits(load_checkpoint(pruned.folder, CPU), tokens_BT)
-    assert HfPaddedExport().export(pruned)["padding"]["experts"] == 2
+    assert HfPaddedExport(vllm_python=None).export(pruned)["padding"]["experts"] == 2
     stock = AutoModelForSeq2SeqLM.from_pretrained(pruned.folder)
     # A router of more rows may take another kernel, which differs in the last digits.
     torch.testing.assert_close(logits(stock, tokens_BT), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="export=hf_padded: the router of switch_transformers"):
-        HfPaddedExport().check(Architecture(tiny_model("switch_transformers")), 0.25, False)
+        HfPaddedExport(vllm_python=None).check(Architecture(tiny_model("switch_transformers")), 0.25, False)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*ALLOWED, *NOT_IN_STOCK, *DENSE)])
@@ -110,33 +110,33 @@ def test_a_router_that_cannot_refuse_is_one_line(name: str, tiny_model: Callable
     unequal = Plan([keep(moe[0], 6, FOUR), *(keep(index, 6, range(6)) for index in moe[1:])])
     why = "softmax over all experts" if name == "ernie4_5_moe" else "has no bias and no score correction"
     for refuse in (
-        lambda: HfPaddedExport().check(source, 0.25, False),
-        lambda: HfPaddedExport().check_plan(source, unequal),
+        lambda: HfPaddedExport(vllm_python=None).check(source, 0.25, False),
+        lambda: HfPaddedExport(vllm_python=None).check_plan(source, unequal),
     ):
         with pytest.raises(ValueError, match=rf"router of {name} .*{why}.*expert_pruner\.budget=per_layer") as error:
             refuse()
         assert "\n" not in str(error.value)
-    HfPaddedExport().check(source, 0.25, True)
-    HfPaddedExport().check_plan(source, Plan([keep(index, 6, FOUR) for index in moe]))
+    HfPaddedExport(vllm_python=None).check(source, 0.25, True)
+    HfPaddedExport(vllm_python=None).check_plan(source, Plan([keep(index, 6, FOUR) for index in moe]))
 
 
 @pytest.mark.parametrize("name", NOT_IN_STOCK)
 def test_what_stock_transformers_cannot_run_is_refused(name: str, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match=r"export=hf_padded: .*; pass export=none"):
-        HfPaddedExport().check(Architecture(tiny_model(name)), 0.25, True)
+        HfPaddedExport(vllm_python=None).check(Architecture(tiny_model(name)), 0.25, True)
 
 
 @pytest.mark.usefixtures("without_processes")
 def test_equal_layers_stay_as_they_are(make_pruned: Make) -> None:
     pruned = make_pruned("mixtral", dict.fromkeys(range(3), FOUR))
-    result = HfPaddedExport().export(pruned)
+    result = HfPaddedExport(vllm_python=None).export(pruned)
     assert result["padding"]["experts"] == result["padding"]["bytes"] == 0
     assert (result["notes"], pruned.writer.replaced) == ([], [])
 
 
 @pytest.mark.slow
 def test_a_fresh_process_loads_it(make_pruned: Make) -> None:
-    result = HfPaddedExport().export(make_pruned("glm4_moe", {2: FOUR}))
+    result = HfPaddedExport(vllm_python=None).export(make_pruned("glm4_moe", {2: FOUR}))
     assert result["loads_with"].endswith("AutoModelForCausalLM.from_pretrained(DIR)")
     assert 0 <= result["max_logit_difference"] <= result["tolerance"] < 0.1
 

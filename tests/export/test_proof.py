@@ -1,56 +1,28 @@
 """What counts as the same model, and what vLLM is asked."""
 
-import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
-from transformers import AutoConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer
 
+from stun_exp.calibration.protocol import CalibrationTokens
+from stun_exp.calibration.toy import ToyText
+from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.checkpoint.load import assemble, load_checkpoint
 from stun_exp.export import proof
+from stun_exp.toy import WEIGHTS
 
-VLLM = '''"""Stands for vLLM: the log-probabilities are read from a file."""
-import json, pathlib
-
-class SamplingParams:
-    def __init__(self, max_tokens, temperature, prompt_logprobs):
-        assert (max_tokens, temperature, prompt_logprobs) == (1, 0.0, 1)
-
-class Logprob:
-    def __init__(self, logprob):
-        self.logprob = logprob
-
-class Answer:
-    def __init__(self, ids, logprobs):
-        # The first token has no predecessor; besides the token itself comes the likeliest.
-        self.prompt_logprobs = [None] + [
-            {(token + 1) % 64: Logprob(0.0), token: Logprob(value)} for token, value in zip(ids[1:], logprobs)
-        ]
-
-class LLM:
-    def __init__(self, model, enforce_eager, max_model_len):
-        assert max_model_len == 25
-        self.given = json.loads((pathlib.Path(model) / "given.json").read_text())
-
-    def generate(self, prompts, sampling_params):
-        return [Answer(p["prompt_token_ids"], given) for p, given in zip(prompts, self.given)]
-'''
+CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "vllm.py").write_text(VLLM)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    importlib.invalidate_caches()
-
-
-@pytest.fixture
-def batch(tiny_model: Callable[[str], Path]) -> dict[str, list[list[int]]]:
-    return proof.fixed_batch(AutoConfig.from_pretrained(tiny_model("mixtral")))
+@pytest.fixture(scope="module")
+def text() -> CalibrationTokens:
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    return ToyText(domain="all", num_sequences=4, sequence_length=64, batch_size=4).tokens(tokenizer, seed=0)
 
 
 def test_logits_may_differ_by_a_share_of_the_largest() -> None:
@@ -72,49 +44,97 @@ def test_not_a_number_is_no_agreement() -> None:
         proof.compare_logits(broken, broken, torch.float32, "DIR")
 
 
-def test_the_batch_is_always_the_same_and_within_the_vocabulary(batch: dict[str, list[list[int]]]) -> None:
-    (ids,) = batch.values()
-    assert [len(row) for row in ids] == [24, 24]
+def test_the_batch_is_always_the_same_and_within_the_vocabulary(tiny_model: Callable[[str], Path]) -> None:
+    (ids,) = proof.fixed_batch(AutoConfig.from_pretrained(tiny_model("mixtral"))).values()
+    assert [len(row) for row in ids] == [64] * 4
     assert set().union(*ids) <= set(range(64))
-    assert ids[0][:4] == torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(0))[0, :4].tolist()
+    assert ids[0][:4] == torch.randint(64, (4, 64), generator=torch.Generator().manual_seed(0))[0, :4].tolist()
 
 
-def own_logprobs(logits_BTV: torch.Tensor, batch: dict[str, list[list[int]]]) -> list[list[float]]:
-    """Token by token: the log-softmax at the position before it."""
-    return [
-        [logits_BTV[b, t - 1].double().log_softmax(0)[row[t]].item() for t in range(1, len(row))]
-        for b, row in enumerate(batch["input_ids"])
-    ]
+def test_the_proof_reads_the_beginning_of_the_calibration_text() -> None:
+    sources, targets = torch.arange(700).view(7, 100), torch.arange(35).view(7, 5)
+    batch = proof.proof_batch(CalibrationTokens([sources, sources], "", [targets, targets]))
+    assert batch["input_ids"] == [list(range(100 * row, 100 * row + 64)) for row in range(4)]
+    assert batch["decoder_input_ids"] == [list(range(5 * row, 5 * row + 5)) for row in range(4)]
 
 
-@pytest.mark.usefixtures("fake_vllm")
-def test_vllm_gives_each_token_the_probability_that_we_give(batch: dict[str, list[list[int]]], tmp_path: Path) -> None:
-    logits_BTV = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
-    (tmp_path / "given.json").write_text(json.dumps(own_logprobs(logits_BTV, batch)))
-    result = proof._prove_vllm(tmp_path, batch, logits_BTV, trust_remote_code=False)
-    assert result["verified"] is True
-    assert result["mean_logprob_difference"] < 1e-5
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen3_next", "gpt_oss", "jamba"])
+def test_exact_logits_are_those_of_the_model_in_32_bits(name: str, tiny_model: Callable[[str], Path]) -> None:
+    """Its weights are as they were afterwards, and rounding shows in what it computes by itself."""
+    narrow = Checkpoint(tiny_model(name), torch.bfloat16)
+    model = assemble(narrow, CPU)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    batch = proof.fixed_batch(narrow.config)
+    exact_BTV = proof.exact_logits_BTV(model, narrow.paths, batch)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    expected_BTV = proof.logits_BTV(assemble(narrow, CPU).float(), batch)
+    torch.testing.assert_close(exact_BTV, expected_BTV, rtol=1e-4, atol=1e-4)
+    assert (proof.logits_BTV(model, batch) - exact_BTV).abs().max() > 1e-3
 
 
-@pytest.mark.usefixtures("fake_vllm")
-def test_another_model_in_vllm_is_an_error(batch: dict[str, list[list[int]]], tmp_path: Path) -> None:
-    logits_BTV = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
-    given = own_logprobs(logits_BTV, batch)
-    (tmp_path / "given.json").write_text(json.dumps([[p + 0.2 for p in row] for row in given]))
-    with pytest.raises(ValueError, match=r"read by vLLM, is not the pruned model in memory: .* 0\.2 nats"):
-        proof._prove_vllm(tmp_path, batch, logits_BTV, trust_remote_code=False)
+def test_log_probabilities_are_of_each_token_but_the_first() -> None:
+    """Of 3 tokens, 2: softmax of (0, 0, ln 2) is (1/4, 1/4, 1/2)."""
+    logits_BTV = torch.tensor([[[0, 0, 2.0], [0, 0, 1.0], [0, 9.0, 9.0]]]).log()
+    logits_BTV = torch.where(logits_BTV.isinf(), 0.0, logits_BTV)
+    found = proof.log_probabilities(logits_BTV, [[0, 2, 1]])
+    assert found.exp().tolist() == [pytest.approx([1 / 2, 1 / 3])]
 
 
-@pytest.mark.usefixtures("fake_vllm")
-def test_a_vllm_that_cannot_run_is_said_and_does_not_end_the_run(
-    batch: dict[str, list[list[int]]], tmp_path: Path
+def test_another_runtime_may_differ_by_twice_what_rounding_does() -> None:
+    """Rounding changes 0.01 nats in the mean: 0.02 pass, 0.03 do not; without any, a thousandth passes."""
+    exact = torch.zeros(2, 8)
+    found = proof.compare_log_probabilities(exact, exact + 0.01, exact - 0.0199, "DIR, read by X")
+    assert found == {"mean_logprob_difference": pytest.approx(0.0199), "tolerance": pytest.approx(0.02)}
+    with pytest.raises(ValueError, match=r"DIR, read by X, is not the pruned model in memory: .* 0\.03 nats"):
+        proof.compare_log_probabilities(exact, exact + 0.01, exact + 0.03, "DIR, read by X")
+    assert proof.compare_log_probabilities(exact, exact, exact + 0.0009, "DIR")["tolerance"] == 0.001
+    with pytest.raises(ValueError, match="is not the pruned model"):
+        proof.compare_log_probabilities(exact, exact, exact * float("nan"), "DIR")
+
+
+def swapped(folder: Path) -> Path:
+    """The folder of the bundled model, the first two experts of its last layer exchanged."""
+    copytree(WEIGHTS, folder)
+    tensors = load_file(folder / "model.safetensors")
+    names = [name for name in tensors if ".layers.3." in name and ".experts.0." in name]
+    assert names
+    for name in names:
+        other = name.replace(".experts.0.", ".experts.1.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.slow
+def test_vllm_is_proven_on_text_and_two_experts_exchanged_are_found(
+    vllm_python: str, text: CalibrationTokens, tmp_path: Path
 ) -> None:
-    """No GPU, or a family that it lacks: the checkpoint is as good as it was."""
-    result = proof._prove_vllm(tmp_path, batch, torch.zeros(2, 24, 64), trust_remote_code=False)
-    assert result["verified"] is False
-    assert "vLLM is installed, and could not run the model: FileNotFoundError" in result["because"]
+    """The stand-in computes in bf16 as transformers does; on random ids right and wrong models differ alike."""
+    written = Checkpoint(WEIGHTS, None)
+    ids = proof.proof_batch(text)["input_ids"]
+    model = load_checkpoint(WEIGHTS, CPU)
+    exact = proof.log_probabilities(proof.exact_logits_BTV(model, written.paths, {"input_ids": ids}), ids)
+    ours = proof.log_probabilities(proof.logits_BTV(model, {"input_ids": ids}), ids)
+    result = proof._prove_vllm(written, ids, exact, ours, vllm_python)
+    assert (result["verified"], result["version"]) == (True, "0.32.0")
+    assert 0 < result["mean_logprob_difference"] < result["tolerance"] < 0.05
+    with pytest.raises(ValueError, match=r"read by vLLM 0.32.0, is not the pruned model in memory"):
+        proof._prove_vllm(Checkpoint(swapped(tmp_path / "swapped"), None), ids, exact, ours, vllm_python)
 
 
-def test_a_vllm_that_is_not_there_is_said(batch: dict[str, list[list[int]]], tmp_path: Path) -> None:
-    result = proof._prove_vllm(tmp_path, batch, torch.zeros(2, 24, 64), trust_remote_code=False)
-    assert result == {"verified": False, "because": "vLLM is not installed here"}
+def test_a_vllm_that_cannot_run_is_said_and_does_not_end_the_run(
+    vllm_python: str, tiny_model: Callable[[str], Path]
+) -> None:
+    """No GPU, or a shape that it cannot take: the checkpoint is as good as it was."""
+    result = proof._prove_vllm(
+        Checkpoint(tiny_model("olmoe"), None), [[1, 2]], torch.zeros(1, 1), torch.zeros(1, 1), vllm_python
+    )
+    assert result == {"verified": False, "because": "vLLM 0.32.0 could not run the model: RuntimeError: no experts"}
+
+
+def test_what_cannot_be_proven_is_said() -> None:
+    batch = {"input_ids": [[1, 2]]}
+    assert proof._vllm_hindrance(batch, True, "python") == "vLLM builds every layer for equally many experts"
+    assert proof._vllm_hindrance(batch, False, None) == "no vLLM was named (export.vllm_python)"
+    assert "encoder-decoder" in str(proof._vllm_hindrance(batch | {"decoder_input_ids": [[1]]}, False, "python"))
+    assert proof._vllm_hindrance(batch, False, "python") is None

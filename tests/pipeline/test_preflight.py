@@ -29,6 +29,7 @@ def benchmarks(*chosen: Benchmark) -> Any:
         limit=4,
         batch_size=4,
         backend="hf",
+        vllm_python=None,
         device_map="none",
         baseline=False,
         data=None,
