@@ -39,8 +39,7 @@ class HfExport(Component):
                 "structured_pruner.budget=per_layer where it has that, or export=none"
             )
         check_stock(source, "export=hf")
-        if self.vllm_python:
-            _check_vllm(source, self.vllm_python)
+        check_vllm(source, self.vllm_python, "export=hf")
         _check_ratio([layer for layer in source.outlines if layer.is_moe], ratio)
 
     def check_plan(self, source: "Architecture", plan: "Plan") -> None:

@@ -33,7 +33,7 @@ NOT_IN_STOCK = ["arctic", "nllb-moe"]
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof in a fresh process takes seconds for each family; here the stock model is loaded in this one."""
 
-    def prove(written: Checkpoint, device: torch.device, trust_remote_code: bool) -> dict[str, bool]:
+    def prove(written: Checkpoint, device: torch.device, trust_remote_code: bool, *text: object) -> dict[str, bool]:
         assert not trust_remote_code
         return {}
 

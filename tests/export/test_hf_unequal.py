@@ -152,7 +152,7 @@ def test_a_fresh_process_loads_it(make_pruned: Make) -> None:
 
 
 def test_layers_that_turn_out_equal_need_no_code(make_pruned: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prove(written: Checkpoint, device: torch.device, trust_remote_code: bool) -> dict[str, bool]:
+    def prove(written: Checkpoint, device: torch.device, trust_remote_code: bool, *text: object) -> dict[str, bool]:
         return {"trusted": trust_remote_code}
 
     monkeypatch.setattr("stun_exp.export.proof.prove", prove)
