@@ -41,11 +41,14 @@ def test_two_experts_of_the_last_layer_are_exchanged_and_nothing_else(
                for key in changed if ".experts.0." in key)  # fmt: skip
 
 
-@pytest.mark.parametrize(("apart", "proven"), [(0.019, True), (0.03, False)])
-def test_a_client_is_proven_within_twice_the_rounding(
-    apart: float, proven: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("apart", "dtype", "proven"),
+    [(0.019, "bfloat16", True), (0.03, "bfloat16", False), (0.019, "float32", False), (0.0009, "float32", True)],
+)
+def test_a_client_is_proven_within_twice_the_rounding_of_what_it_computes_in(
+    apart: float, dtype: str, proven: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Answer(torch.full((1, 4), apart), ["a", "c"], {"x": "1"})
+    answer = Answer(torch.full((1, 4), apart), ["a", "c"], dtype, {"x": "1"})
     monkeypatch.setitem(ASK, "x", lambda known: answer)
     found = verdict("x", KNOWN)
     assert found["proven"] is proven
@@ -71,4 +74,4 @@ def test_what_was_found_of_other_models_stays(tmp_path: Path) -> None:
     ]
     assert content["quantized"] == [{"method": "gptq", "because": "none"}]
     assert content["versions"]["vllm (vLLM)"] == "0.32.0"
-    assert "| qwen3_moe | equal | float32 | vLLM | not run: newer |" in (tmp_path / "clients.md").read_text()
+    assert "| qwen3_moe | equal | float32 | vLLM | - | not run: newer |" in (tmp_path / "clients.md").read_text()

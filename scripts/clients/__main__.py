@@ -87,14 +87,35 @@ def _case(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _page(versions: dict[str, str], rows: list[dict[str, Any]], quantized: list[dict[str, Any]]) -> str:
-    head = ["model", "export", "dtype", "client", "verdict", "nats apart", "allowed", "greedy text equal"]
-    lines = [[row["model"], row["export"], row["dtype"], row["client"], _said(row), *_numbers(row)] for row in rows]
+    head = [
+        "model",
+        "export",
+        "dtype",
+        "client",
+        "computed in",
+        "verdict",
+        "nats apart",
+        "allowed",
+        "greedy text equal",
+    ]
+    lines = [
+        [
+            row["model"],
+            row["export"],
+            row["dtype"],
+            row["client"],
+            row.get("computed_in", "-"),
+            _said(row),
+            *_numbers(row),
+        ]
+        for row in rows
+    ]
     parts = [
         "# Exported checkpoints in other programs",
         "Made by `make clients` on a CPU. What is compared is not how good a pruned model is, but whether a program "
         "computes the model that transformers computes. Nats apart: the mean difference of a token's log-probability "
-        "from transformers in 32 bits. Allowed: twice what transformers itself differs in the checkpoint's dtype, at "
-        "least 0.001. With two experts exchanged a checkpoint must be rejected.",
+        "from transformers in 32 bits. Allowed: twice what transformers itself differs in the dtype that is computed "
+        "in, at least 0.001. With two experts exchanged a checkpoint must be rejected.",
         _table(head, lines),
     ]
     if quantized:

@@ -58,6 +58,8 @@ class Answer:
 
     scores: Tensor
     greedy: list[str]
+    dtype: str
+    """What it computed in."""
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +103,9 @@ def ask_vllm(known: Reference) -> Answer:
             greedy = process.generate(known.prompts, [sampling] * len(known.prompts))
     except VLLMError as error:
         raise Refused(str(error)) from error
-    return Answer(torch.tensor([[own for own, _ in row] for row in scores]), greedy, {"vllm": found.version})
+    return Answer(
+        torch.tensor([[own for own, _ in row] for row in scores]), greedy, known.dtype, {"vllm": found.version}
+    )
 
 
 def ask_mlx(known: Reference) -> Answer:
@@ -109,7 +113,7 @@ def ask_mlx(known: Reference) -> Answer:
     found = run_program("mlx", "mlx_program", job)
     tokenizer = AutoTokenizer.from_pretrained(known.folder)
     greedy = [tokenizer.decode(_until_end(ids, known.end)) for ids in found["greedy"]]
-    return Answer(torch.tensor(found["scores"]), greedy, found["versions"])
+    return Answer(torch.tensor(found["scores"]), greedy, "float32", found["versions"])
 
 
 def run_program(client: str, program: str, job: dict[str, Any]) -> Any:
@@ -136,9 +140,16 @@ def verdict(client: str, known: Reference, served: Reference | None = None) -> d
     except Refused as why:
         return {"client": client, "proven": None, "because": str(why)}
     greedy = {"greedy_equal": sum(a == b for a, b in zip(known.greedy, answer.greedy, strict=True))}
-    found = {"client": client, "versions": answer.versions, **greedy, "prompts": len(known.prompts)}
+    found = {
+        "client": client,
+        "versions": answer.versions,
+        "computed_in": answer.dtype,
+        **greedy,
+        "prompts": len(known.prompts),
+    }
     try:
-        compared = compare_log_probabilities(known.exact, known.own, answer.scores, client)
+        ours = known.own if answer.dtype == known.dtype else known.exact
+        compared = compare_log_probabilities(known.exact, ours, answer.scores, client)
     except ValueError as error:
         return {**found, "proven": False, "because": str(error)}
     return {**found, "proven": True, **compared}

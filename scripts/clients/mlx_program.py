@@ -16,6 +16,7 @@ def main(job: dict[str, Any]) -> None:
     from mlx_lm.utils import load_model  # type: ignore[import-not-found,unused-ignore]
 
     model, _ = load_model(Path(job["folder"]))
+    model.set_dtype(mx.float32)  # on a CPU its products of experts are in 32 bits alone
     scores = []
     for ids in job["texts"]:
         logits_TV = model(mx.array([ids]))[0].astype(mx.float32)

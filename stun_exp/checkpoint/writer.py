@@ -145,6 +145,8 @@ class CheckpointWriter:
         if len(set(counts) - {0}) <= 1:
             for part, key in self.source.count_keys(config):
                 part[key] = max(counts)
+                # The model's own name too: transformers saves some under one that others do not read.
+                part[(self.source.family.num_experts_key or key).rpartition(".")[2]] = max(counts)
         else:
             config[EXPERTS_PER_LAYER] = counts
         return with_older_keys(config, getattr(self.source.config.get_text_config(), "rope_parameters", None))

@@ -50,6 +50,16 @@ def test_a_written_config_says_the_same_in_both_spellings(
     assert {**(before or {}), "type": None} == {**(after or {}), "type": None}
 
 
+def test_the_expert_count_has_the_name_that_the_models_owners_gave_it(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """transformers saves that of Qwen3-MoE as `num_local_experts`, and mlx-lm reads `num_experts` alone."""
+    source = Checkpoint(tiny_model("qwen3_moe"), None)
+    config = json.loads((written(source, tmp_path / "out") / "config.json").read_text())
+    assert "num_experts" not in source.raw
+    assert config["num_experts"] == config["num_local_experts"] == 6
+
+
 @pytest.mark.parametrize("folder", TOYS, ids=lambda folder: folder.name)
 def test_the_bundled_models_have_both_spellings(folder: Path) -> None:
     check_both(folder)
