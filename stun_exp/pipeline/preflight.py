@@ -219,6 +219,11 @@ def check_structure(settings: Settings, checkpoint: Checkpoint) -> None:
             f"structured_pruner.official=true takes a batch for one sequence, and calibration.batch_size="
             f"{settings.calibration.batch_size}; pass calibration.batch_size=1"
         )
+    if pruner.needs_gradients() and settings.model.load == "nf4":
+        raise ValueError(
+            "model.load=nf4 runs weights in 4 bits, and this structured_pruner takes gradients in 32; pass "
+            "model.load=full"
+        )
     n_of_m = parsed(settings.unstructured_pruner.pattern) if settings.unstructured_pruner.prunes else None
     pruner.check(checkpoint.outlines, n_of_m[1] if n_of_m else 1)
 

@@ -1,9 +1,14 @@
 """The first stage of a dense model: which of its parts go, and the model without them, which the other stages work on."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from stun_exp.checkpoint.census import census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
@@ -11,14 +16,17 @@ from stun_exp.checkpoint.restructured import RestructuredWriter, restructured_co
 from stun_exp.checkpoint.shards import digests_in
 from stun_exp.moe.coupled import LayerCut, cut_, sizes_of
 from stun_exp.moe.layers import MoELayer
-from stun_exp.moe.observe import observe
+from stun_exp.moe.observe import Statistic, observe
 from stun_exp.pipeline.budget import weights_in_scope
 from stun_exp.pipeline.context import RunContext, Stage
 from stun_exp.pipeline.diagnostics import Weights, weights_of
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.source_zeros import layer_zeros
-from stun_exp.state.artifacts import STRUCTURED
-from stun_exp.structured_pruner.protocol import Cuts
+from stun_exp.state.artifacts import SHOTS, STRUCTURED
+from stun_exp.state.costs import StageCost
+from stun_exp.state.ownership import remove
+from stun_exp.streaming.backward import BackwardWalk
+from stun_exp.structured_pruner.protocol import Cuts, StructuredPruner
 
 log = logging.getLogger(__name__)
 
@@ -82,36 +90,123 @@ def weights_taken(run: RunContext, inputs: Inputs) -> int:
 
 
 def structure(run: RunContext, inputs: Inputs) -> Structure:
-    """Decides what stays, and writes the model of it into the run's folder."""
-    checkpoint = inputs.checkpoint
-    cuts, before = _decide(run, inputs)
-    writer = RestructuredWriter(checkpoint, run.out / STRUCTURED, restructured_config(checkpoint, cuts.layers))
-    run.journal.claim([f"{STRUCTURED}/{name}" for name in writer.names()])
+    """Decides what stays, and writes the model of it into the run's folder.
+
+    Each of several shots works on the model that the last one has left: of these one is kept at a time, in 32 bits. An
+    interrupted run begins again with the shot that it was at.
+    """
+    number = run.settings.structured_pruner.num_shots()
+    found = _last_shot(run)
+    for shot in range(_done(found), number):
+        _remove_shots(run, but=shot)
+        passes, start = run.cost.forward_passes, time.perf_counter()
+        found = _shot(run, inputs, shot, found)
+        if shot + 1 < number:
+            seconds, passes = time.perf_counter() - start, run.cost.forward_passes - passes
+            run.journal.add(
+                "shot", run.fingerprint(STRUCTURE.name), found, StageCost(seconds, seconds, 0, None, passes)
+            )
+    _remove_shots(run)
+    assert found is not None, "there is one shot at least"
+    return found
+
+
+def _shot(run: RunContext, inputs: Inputs, shot: int, last: Structure | None) -> Structure:
+    """What the next shot leaves, after the `last` of `shot` that were."""
+    source, whole = _source(run, inputs, shot), weights_in_scope(inputs.checkpoint, "decoder")
+    pruner = run.settings.structured_pruner.after(shot, 1 - weights_in_scope(source, "decoder") / whole)
+    decided = _decide(run, replace(inputs, checkpoint=source), pruner)
+    cuts = decided.cuts
+    is_last = shot + 1 == run.settings.structured_pruner.num_shots()
+    dtype = inputs.checkpoint.written_dtype if is_last else torch.float32
+    folder = STRUCTURED if is_last else _folder(shot + 1)
+    writer = RestructuredWriter(source, run.out / folder, restructured_config(source, cuts.layers, dtype))
+    run.journal.claim([f"{folder}/{name}" for name in writer.names()])
     after = Weights()
-    for cut in cuts.layers:
+    for cut, statistics in zip(cuts.layers, decided.statistics, strict=True):
         if cut.dropped:
             continue
-        layer = checkpoint.read_layer(cut.layer)
+        layer = source.read_layer(cut.layer)
+        if statistics:
+            layer.module.to(run.device)
+            pruner.adjust_(layer, cut, statistics)
         cut_(layer, cut)
         after += _weights(layer)
         writer.write_layer(layer)
     writer.finish()
-    removed = weights_in_scope(checkpoint, "decoder") - weights_in_scope(writer.target, "decoder")
-    log.info("structured pruner: %d of %d weights go", removed, weights_in_scope(checkpoint, "decoder"))
+    removed = whole - weights_in_scope(writer.target, "decoder")
+    log.info("structured pruner: %d of %d weights go", removed, whole)
+    facts = dict(cuts.facts)
+    if decided.loss is not None:
+        earlier = last.facts["shots"] if last else []
+        facts["shots"] = [*earlier, {"weights_removed": removed, "loss_before": decided.loss, **cuts.facts}]
     return Structure(
-        _parts(checkpoint, cuts.layers),
+        _parts(inputs.checkpoint, source, cuts.layers),
         removed,
         {shard.name: shard.sha256 for shard in writer.shards},
-        {"before": before.kurtosis()["all"], "after": after.kurtosis()["all"]},
-        cuts.facts,
-        list(cuts.warnings),
+        {
+            "before": last.kurtosis["before"] if last else decided.weights.kurtosis()["all"],
+            "after": after.kurtosis()["all"],
+        },
+        facts,
+        [*(last.warnings if last else ()), *cuts.warnings],
     )
 
 
-def _decide(run: RunContext, inputs: Inputs) -> tuple[Cuts, Weights]:
-    """What stays, and the weights of the unpruned model."""
-    pruner, checkpoint = run.settings.structured_pruner, inputs.checkpoint
-    needs_data = any(pruner.statistics(layer) for layer in checkpoint.outlines[:1])
+def _folder(shot: int) -> str:
+    """Where the model lies that so many shots have left."""
+    return f"{SHOTS}/{shot}"
+
+
+def _source(run: RunContext, inputs: Inputs, shot: int) -> Checkpoint:
+    """The model that the next shot works on."""
+    if not run.settings.structured_pruner.needs_gradients():
+        return inputs.checkpoint
+    path = run.out / _folder(shot) if shot else inputs.checkpoint.path
+    return Checkpoint(path, torch.float32, run.settings.stream.scratch(run.out))
+
+
+def _done(found: Structure | None) -> int:
+    """How many shots are."""
+    return len(found.facts["shots"]) if found else 0
+
+
+def _last_shot(run: RunContext) -> Structure | None:
+    """What the last shot of an earlier start has left, if it lies there as it was written."""
+    records = run.journal.find_all("shot", run.fingerprint(STRUCTURE.name), Structure)
+    for record in records:
+        run.cost.add(record.cost)
+    if not records:
+        return None
+    found = records[-1].value
+    folder = run.out / _folder(_done(found))
+    on_disk = digests_in(folder) if folder.is_dir() else {}
+    return found if all(on_disk.get(name) == digest for name, digest in found.shards.items()) else None
+
+
+def _remove_shots(run: RunContext, but: int | None = None) -> None:
+    """Removes what shots have left, but for what one has."""
+    own = [name for name in run.journal.own if name.startswith(f"{SHOTS}/")]
+    remove(run.out, own, keep=[name for name in own if but and name.startswith(f"{_folder(but)}/")])
+
+
+class _Decided(NamedTuple):
+    """What goes, and what was seen of each layer."""
+
+    cuts: Cuts
+    weights: Weights
+    """Of the model that it goes from."""
+    statistics: list[list[Statistic]]
+    """What the weights that stay are adjusted by, layer by layer; none where they stay as they are."""
+    loss: float | None = None
+    """Of a next token, where gradients were needed."""
+
+
+def _decide(run: RunContext, inputs: Inputs, pruner: StructuredPruner) -> _Decided:
+    """What stays, in one pass forwards, or one forwards and one back."""
+    if pruner.needs_gradients():
+        return _decide_backwards(run, inputs, pruner)
+    needs_data = any(pruner.statistics(layer) for layer in inputs.checkpoint.outlines[:1])
     walk = inputs.walk(run, "selecting parts", runs=needs_data)
     findings, weights = [], Weights()
     for step in walk:
@@ -122,7 +217,29 @@ def _decide(run: RunContext, inputs: Inputs) -> tuple[Cuts, Weights]:
         findings.append(pruner.examine(step.layer, statistics))
         weights += _weights(step.layer)
     run.cost.forward_passes += walk.forward_passes
-    return pruner.plan(findings), weights
+    return _Decided(pruner.plan(findings), weights, [[] for _ in findings])
+
+
+def _decide_backwards(run: RunContext, inputs: Inputs, pruner: StructuredPruner) -> _Decided:
+    """What stays; what was seen of all layers is kept, in files where it takes more room than hidden states may."""
+    walk = BackwardWalk(inputs.walk(run, "selecting parts"))
+    findings, seen, weights, kept = list[Any](), list[list[Statistic]](), Weights(), list[Tensor]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        walk.walk.spill.keep(kept, tensor.cpu())
+        return kept[-1]
+
+    for step in walk:
+        statistics = pruner.statistics(step.layer)
+        with observe(step.layer, statistics):
+            step.backward()
+        findings.append(pruner.examine(step.layer, statistics))
+        weights += _weights(step.layer)
+        for statistic in statistics:
+            statistic.restore_(tree_map_only(Tensor, keep, statistic.state()))
+        seen.append(statistics)
+    run.cost.forward_passes += walk.forward_passes
+    return _Decided(pruner.plan(findings[::-1]), weights, seen[::-1], walk.loss)
 
 
 def _weights(layer: MoELayer) -> Weights:
@@ -132,11 +249,12 @@ def _weights(layer: MoELayer) -> Weights:
     return found
 
 
-def _parts(checkpoint: Checkpoint, cuts: Sequence[LayerCut]) -> list[LayerParts]:
+def _parts(unpruned: Checkpoint, source: Checkpoint, cuts: Sequence[LayerCut]) -> list[LayerParts]:
+    """What each layer had, and what it has when the cuts are made in what earlier shots have left of it."""
     parts = []
     for cut in cuts:
-        sizes = sizes_of(checkpoint.outline(cut.layer))
-        units = 0 if cut.dropped else sizes.units if cut.units is None else len(cut.units)
-        groups = 0 if cut.dropped else sizes.groups if cut.groups is None else len(cut.groups)
+        sizes, left = sizes_of(unpruned.outline(cut.layer)), sizes_of(source.outline(cut.layer))
+        units = 0 if cut.dropped else left.units if cut.units is None else len(cut.units)
+        groups = 0 if cut.dropped else left.groups if cut.groups is None else len(cut.groups)
         parts.append(LayerParts(cut.layer, cut.dropped, (sizes.units, units), (sizes.groups, groups)))
     return parts
