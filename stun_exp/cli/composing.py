@@ -17,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from stun_exp.cli.naming import run_name
 from stun_exp.cli.overrides import CONFIG_NAME
 from stun_exp.config.errors import dotted
 
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 """What Hydra raises for a reason that is the user's."""
 MOST_CONFIGS = 64

@@ -20,6 +20,12 @@ def folder_name(overrides: Iterable[str], unnamed: Iterable[str]) -> str:
     return shortened(",".join(sorted(named)), FOLDER_BYTES)
 
 
+def run_name(structured: str, experts: str, *others: str) -> str:
+    """What a run is called unless it is told: the choices of its pruners; a first stage that does nothing is one."""
+    first = [experts] if structured == "none" else [structured] if experts == "none" else [structured, experts]
+    return "-".join([*first, *others])
+
+
 def _short(override: str) -> str:
     """An override whose value, if that is a path, is its last part and a hash of the whole."""
     key, equals, value = override.replace("\\", "").partition("=")  # Hydra escapes some characters, a colon for one

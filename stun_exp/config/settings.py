@@ -22,7 +22,19 @@ from stun_exp.structured_pruner.protocol import StructuredPruner
 from stun_exp.tracker.protocol import Tracker
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
-STAGES = ("open", "structure", "experts", "allocate", "prune", "recover", "verify", "export", "skip", "evaluate", "report")
+STAGES = (
+    "open",
+    "structure",
+    "experts",
+    "allocate",
+    "prune",
+    "recover",
+    "verify",
+    "export",
+    "skip",
+    "evaluate",
+    "report",
+)
 """What a run goes through; a setting affects the stage that `Since` names, and all after it."""
 WEIGHT_STAGES = STAGES[: STAGES.index("recover") + 1]
 """Those that the pruned weights come from."""

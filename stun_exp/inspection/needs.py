@@ -10,6 +10,7 @@ from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import chunk_tokens
 from stun_exp.pipeline.damage import MAX_TOKENS
 from stun_exp.pipeline.weight_stage import WeightStage
+from stun_exp.structured_pruner.protocol import StructuredPruner
 from stun_exp.unstructured_pruner.protocol import UnstructuredPruner
 
 DISK_RATE = 1e9
@@ -93,12 +94,13 @@ def stages_of(found: Inspection, settings: Settings) -> dict[str, StageNeeds]:
     parts = 1
     if pruner.experts_at_once:
         parts += -(-max(layer.num_experts for layer in found.layers) // pruner.experts_at_once)
-    layer = next(layer for layer in found.architecture.outlines if layer.is_moe)
+    layer = next((layer for layer in found.architecture.outlines if layer.is_moe), found.architecture.outline(0))
     removes = settings.measure_damage and settings.expert_pruner.removed_share() > 0
     tokens = settings.calibration.num_sequences * settings.calibration.sequence_length
-    skips = settings.skipping.statistic(layer) is not None
+    skips = layer.is_moe and settings.skipping.statistic(layer) is not None
     return {
-        "experts": _choosing(layer, settings.expert_pruner),
+        "structure": _structuring(layer, settings.structured_pruner),
+        "experts": _choosing(layer, settings.expert_pruner) if layer.is_moe else StageNeeds(0, 0.0),
         # Each layer in full, and what stays of it.
         "damage": StageNeeds(1, 2 * min(MAX_TOKENS / tokens, 1.0)) if removes else StageNeeds(0, 0.0),
         "allocate": StageNeeds(int(measures), float(measures and feeds)),
@@ -108,6 +110,13 @@ def stages_of(found: Inspection, settings: Settings) -> dict[str, StageNeeds]:
         "skip": StageNeeds(int(skips), float(skips)),
         "evaluate": StageNeeds(1, 0.0),
     }
+
+
+def _structuring(layer: MoELayer, pruner: StructuredPruner) -> StageNeeds:
+    if not pruner.removed_share():
+        return StageNeeds(0, 0.0)
+    # Once to decide, once to cut; what is cut is written.
+    return StageNeeds(3, 1.0 if pruner.statistics(layer) else 0.0)
 
 
 def _choosing(layer: MoELayer, pruner: Any) -> StageNeeds:

@@ -6,7 +6,7 @@ from typing import get_args
 
 from stun_exp.config.settings import Settings
 from stun_exp.inspection.needs import DISK_RATE, Needs, needs_of
-from stun_exp.inspection.sizes import Inspection, inspect_architecture
+from stun_exp.inspection.sizes import Inspection, LayerSize, inspect_architecture
 from stun_exp.pipeline.budget import Scope
 from stun_exp.state.device import machine
 
@@ -46,6 +46,15 @@ def _model(found: Inspection) -> Iterator[FactRow]:
     moe = found.moe
     yield "family", found.architecture.family.model_type
     yield "layers", f"{len(found.layers)}, {len(moe)} with experts and {len(found.layers) - len(moe)} dense"
+    if moe:
+        yield from _experts(moe)
+    for part, tensors in found.unused.items():
+        yield "not run", f"{part}, {tensors} tensors: not part of the architecture, copied unpruned"
+    unknown = "the index does not say" if found.architecture.at_hand else "not at hand; these are its card's dimensions"
+    yield "on disk", unknown if found.disk_bytes is None else gb(found.disk_bytes)
+
+
+def _experts(moe: Sequence[LayerSize]) -> Iterator[FactRow]:
     experts, chosen, groups = (
         _range(numbers)
         for numbers in zip(*((layer.num_experts, layer.top_k, layer.num_groups) for layer in moe), strict=True)
@@ -55,10 +64,6 @@ def _model(found: Inspection) -> Iterator[FactRow]:
     if any(beside):
         text = "weights a layer that every token meets (shared experts, parallel feed-forward)"
         yield "beside them", f"{_range(beside)} {text}"
-    for part, tensors in found.unused.items():
-        yield "not run", f"{part}, {tensors} tensors: not part of the architecture, copied unpruned"
-    unknown = "the index does not say" if found.architecture.at_hand else "not at hand; these are its card's dimensions"
-    yield "on disk", unknown if found.disk_bytes is None else gb(found.disk_bytes)
 
 
 def _scopes(found: Inspection, of_run: Scope) -> Iterator[FactRow]:
@@ -71,7 +76,9 @@ def _scopes(found: Inspection, of_run: Scope) -> Iterator[FactRow]:
 
 def _sizes(found: Inspection, memories: Mapping[str, int]) -> Iterator[FactRow]:
     largest = found.largest
-    parts = {"whole model": found.whole, "largest layer": largest.all, "its experts": largest.experts}
+    parts = {"whole model": found.whole, "largest layer": largest.all}
+    if found.moe:
+        parts["its experts"] = largest.experts
     for name, size in parts.items():
         yield name, f"bf16 {_fits(size.bytes('full'), memories)}, nf4 {_fits(size.bytes('nf4'), memories)}"
 

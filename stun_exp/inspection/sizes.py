@@ -96,12 +96,10 @@ class Inspection:
 def inspect_architecture(architecture: Architecture) -> Inspection:
     """The sizes of a model; if it is at hand, its index is read and checked, and no weights.
 
-    FileNotFoundError for a missing index, ValueError for one that is not the architecture's, for a quantization that
-    is not supported, and for a model without experts.
+    FileNotFoundError for a missing index, ValueError for one that is not the architecture's, and for a quantization
+    that is not supported.
     """
     disk_bytes, unused = _checked_index(architecture) if architecture.at_hand else (None, {})
-    if not any(layer.is_moe for layer in architecture.outlines):
-        raise ValueError(f"{architecture.path}: no layer has experts")
     sizes: dict[Any, LayerSize] = {}
     layers = []
     for layer in architecture.outlines:

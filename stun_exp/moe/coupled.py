@@ -54,8 +54,8 @@ def coupled_of(layer: MoELayer) -> Coupled:
     coupled = layer.family.coupled
     if coupled is None:
         raise ValueError(
-            f"model_type={layer.family.model_type}: its coupled parts are not known, so that nothing but single weights "
-            "can be pruned; pass structured_pruner=none"
+            f"structured_pruner: no parts of model_type={layer.family.model_type} are known that can go as a whole; "
+            "pass structured_pruner=none"
         )
     return coupled
 

@@ -1,4 +1,4 @@
-"""Compare each expert's outputs with those of the expert it came from, while a model is trained.
+"""Compare each expert's outputs with those of the expert it came from, or a dense layer's, while a model is trained.
 
 Shapes: T tokens, K experts a token, S = T * K places of a token at an expert, E experts, D hidden size.
 """
@@ -42,7 +42,7 @@ class ExpertLoss:
 
     def total(self) -> Tensor:
         """The loss of the forward pass since `begin`."""
-        assert self._layers, "no layer with experts was run since begin()"
+        assert self._layers, "no taught layer was run since begin()"
         total = torch.stack(self._layers).sum()
         self._layers = None
         return total
@@ -66,11 +66,15 @@ def distil_experts(layers: Sequence[MoELayer], teachers: Mapping[int, nn.Module]
     Expert i of a layer and of its teacher see the same inputs, those of the layer, for the tokens that it routes to
     expert i. The teacher's outputs are constants: no gradient reaches the layer's inputs through them. The layers'
     outputs do not change. A teacher is looked up whenever its layer runs, and not held: `teachers` may read it anew.
+    The teacher of a dense layer is a whole layer, on the same inputs.
     """
     loss = ExpertLoss()
-    before = []
+    before, hooks = [], []
     for layer in layers:
-        if layer.index in teachers:
+        if layer.index in teachers and not layer.is_moe:
+            hook = _compare_layer(teachers, layer.index, loss)
+            hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        elif layer.index in teachers:
             experts = layer.experts
             before.append((experts, experts.config))
             experts.lesson = Lesson(teachers, layer.index, experts.config._experts_implementation, loss)
@@ -83,6 +87,31 @@ def distil_experts(layers: Sequence[MoELayer], teachers: Mapping[int, nn.Module]
         for experts, config in before:
             experts.config = config
             del experts.lesson
+        for handle in hooks:
+            handle.remove()
+
+
+def _compare_layer(teachers: Mapping[int, nn.Module], index: int, loss: ExpertLoss) -> Any:
+    """A hook that adds the mean squared error of what a dense layer gives."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        with torch.no_grad():
+            teacher = teachers[index]
+            dtype = next(teacher.parameters()).dtype
+            target = teacher(*_in(args, dtype), **_in(kwargs, dtype))
+        own_BTD, target_BTD = (found[0] if isinstance(found, tuple) else found for found in (output, target))
+        loss.add((own_BTD.float() - target_BTD.float()).square().mean())
+
+    return hook
+
+
+def _in(given: Any, dtype: torch.dtype) -> Any:
+    """Arguments with their floats in a dtype: a teacher may be held in 16 bits."""
+    if isinstance(given, Tensor):
+        return given.to(dtype) if given.is_floating_point() else given
+    if isinstance(given, dict):
+        return {key: _in(value, dtype) for key, value in given.items()}
+    return type(given)(_in(value, dtype) for value in given) if isinstance(given, tuple | list) else given
 
 
 def _distilled_experts(experts: Any, hidden_TD: Tensor, topk_index_TK: Tensor, topk_weight_TK: Tensor) -> Tensor:

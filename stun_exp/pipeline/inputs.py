@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from stun_exp.moe.plan import Plan
     from stun_exp.moe.skip import GateRatios
     from stun_exp.pipeline.context import RunContext
+    from stun_exp.pipeline.parts import Structure
     from stun_exp.pipeline.source_zeros import LayerZeros
-    from stun_exp.pipeline.structure import Structure
     from stun_exp.pipeline.weight_stage import WeightStage
 
 

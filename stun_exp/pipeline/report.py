@@ -15,6 +15,7 @@ from stun_exp.pipeline.model_card import command_of, model_card
 from stun_exp.pipeline.provenance import provenance
 from stun_exp.pipeline.prune import PreparedRun, Written
 from stun_exp.pipeline.skip import Threshold, skipping_json
+from stun_exp.pipeline.structure_report import structure_json
 from stun_exp.pipeline.verify import WrittenCheckpoint
 from stun_exp.state.artifacts import CHECKPOINT, REPORT, SCHEMA, STRUCTURED
 from stun_exp.state.finished import kept_files
@@ -44,7 +45,7 @@ def report_of(
         "choices": dict(run.choices),
         "settings": run.spec.config,
         "model": _model(run, inputs, on_disk),
-        "structure": inputs.structure and inputs.structure.json(),
+        "structure": structure_json(inputs),
         "experts": _experts(prepared.plan),
         "expert_stage": expert_stage_json(prepared.plan, damage_json(prepared.damage)),
         "redundancy": redundancy_json(prepared.damage),
@@ -69,7 +70,7 @@ def leave_report(run: RunContext, report: dict[str, Any], on_disk: WrittenCheckp
         run.note_kept(kept_files(run.out, on_disk.digest))
     write_json(run.out / REPORT, report)
     gone = [STRUCTURED] if run.keeps_checkpoint else [CHECKPOINT, STRUCTURED]
-    remove(run.out, [name for folder in gone for name in run.own_in(folder)])
+    remove(run.out, [name for name in run.journal.own if name.startswith(tuple(f"{folder}/" for folder in gone))])
 
 
 def _model(run: RunContext, inputs: Inputs, on_disk: WrittenCheckpoint) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def skip(run: RunContext, inputs: Inputs, written: Checkpoint) -> dict[int, Thre
 
 def gate_statistics(skipping: Skipping, checkpoint: Checkpoint) -> dict[int, GateRatios]:
     """What to gather in each layer that is to skip; empty if none is. Reads no weights."""
+    if skipping.skips and not moe_layers(checkpoint):
+        raise ValueError("skipping: the model is dense, and there are no experts to skip; pass skipping=none")
     statistics = {layer.index: skipping.statistic(layer) for layer in moe_layers(checkpoint)}
     return {index: statistic for index, statistic in statistics.items() if statistic is not None}
 

@@ -1,67 +1,29 @@
-"""The first stage of a dense model: which of its parts go, and the model without them, which the other stages work on."""
+"""The first stage of a dense model: which of its parts go, and the model without them for the stages after it."""
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from stun_exp.checkpoint.census import census_of
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.restructured import RestructuredWriter, restructured_config
 from stun_exp.checkpoint.shards import digests_in
 from stun_exp.moe.coupled import LayerCut, cut_, sizes_of
-from stun_exp.moe.layers import MoELayer
-from stun_exp.moe.observe import Statistic, observe
 from stun_exp.pipeline.budget import weights_in_scope
 from stun_exp.pipeline.context import RunContext, Stage
-from stun_exp.pipeline.diagnostics import Weights, weights_of
+from stun_exp.pipeline.cuts import decide_cuts
 from stun_exp.pipeline.inputs import Inputs
+from stun_exp.pipeline.parts import LayerParts, Structure
+from stun_exp.pipeline.preflight import files_of
 from stun_exp.pipeline.source_zeros import layer_zeros
 from stun_exp.state.artifacts import SHOTS, STRUCTURED
 from stun_exp.state.costs import StageCost
 from stun_exp.state.ownership import remove
-from stun_exp.streaming.backward import BackwardWalk
-from stun_exp.structured_pruner.protocol import Cuts, StructuredPruner
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LayerParts:
-    """What a layer had and what it has."""
-
-    layer: int
-    dropped: bool
-    units: tuple[int, int]
-    """Hidden units of its feed-forward, before and after."""
-    groups: tuple[int, int]
-    """Groups of attention heads, before and after; none where heads do not go by themselves."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What the structured pruner took from a model."""
-
-    layers: list[LayerParts]
-    weights_removed: int
-    """Weights of the decoder's matrices."""
-    shards: dict[str, str]
-    """The sha256 of the files that the model is kept in for the rest of the run."""
-    kurtosis: dict[str, float | None]
-    """Of the weights in the layers' matrices, before and after."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def json(self) -> dict[str, Any]:
-        """The report's part of that name."""
-        found = asdict(self)
-        return {key: found[key] for key in ("weights_removed", "layers", "kurtosis", "facts")}
-
 
 STRUCTURE: Stage[Structure] = Stage("structure", result=Structure, warnings=lambda found: found.warnings)
 
@@ -78,6 +40,7 @@ def restructure(run: RunContext, inputs: Inputs) -> Inputs:
         with run.at_work(STRUCTURE.name):
             found = structure(run, inputs)
     checkpoint = run.settings.model.written(folder, run.settings.stream.scratch(run.out))
+    run.journal.claim(files_of(checkpoint))  # of fewer layers, shards have other names
     zeros = layer_zeros(checkpoint, census_of(checkpoint), inputs.stage)
     identity = checkpoint.identity(lambda file: found.shards.get(file.name) or run.digests.of(file))
     return replace(inputs, checkpoint=checkpoint, identity=identity, zeros=zeros, structure=found)
@@ -99,13 +62,12 @@ def structure(run: RunContext, inputs: Inputs) -> Structure:
     found = _last_shot(run)
     for shot in range(_done(found), number):
         _remove_shots(run, but=shot)
-        passes, start = run.cost.forward_passes, time.perf_counter()
+        start, passes = time.perf_counter(), run.cost.forward_passes
         found = _shot(run, inputs, shot, found)
         if shot + 1 < number:
-            seconds, passes = time.perf_counter() - start, run.cost.forward_passes - passes
-            run.journal.add(
-                "shot", run.fingerprint(STRUCTURE.name), found, StageCost(seconds, seconds, 0, None, passes)
-            )
+            seconds = time.perf_counter() - start
+            cost = StageCost(seconds, seconds, forward_passes=run.cost.forward_passes - passes)
+            run.journal.add("shot", run.fingerprint(STRUCTURE.name), found, cost)
     _remove_shots(run)
     assert found is not None, "there is one shot at least"
     return found
@@ -114,40 +76,34 @@ def structure(run: RunContext, inputs: Inputs) -> Structure:
 def _shot(run: RunContext, inputs: Inputs, shot: int, last: Structure | None) -> Structure:
     """What the next shot leaves, after the `last` of `shot` that were."""
     source, whole = _source(run, inputs, shot), weights_in_scope(inputs.checkpoint, "decoder")
-    pruner = run.settings.structured_pruner.after(shot, 1 - weights_in_scope(source, "decoder") / whole)
-    decided = _decide(run, replace(inputs, checkpoint=source), pruner)
-    cuts = decided.cuts
-    is_last = shot + 1 == run.settings.structured_pruner.num_shots()
-    dtype = inputs.checkpoint.written_dtype if is_last else torch.float32
+    asked = run.settings.structured_pruner
+    pruner = asked.after(shot, 1 - weights_in_scope(source, "decoder") / whole)
+    cuts, statistics, loss = decide_cuts(run, replace(inputs, checkpoint=source), pruner)
+    is_last = shot + 1 == asked.num_shots()
     folder = STRUCTURED if is_last else _folder(shot + 1)
+    dtype = inputs.checkpoint.written_dtype if is_last else torch.float32
     writer = RestructuredWriter(source, run.out / folder, restructured_config(source, cuts.layers, dtype))
     run.journal.claim([f"{folder}/{name}" for name in writer.names()])
-    after = Weights()
-    for cut, statistics in zip(cuts.layers, decided.statistics, strict=True):
+    for cut, seen in zip(cuts.layers, statistics, strict=True):
         if cut.dropped:
             continue
         layer = source.read_layer(cut.layer)
-        if statistics:
+        if seen:
             layer.module.to(run.device)
-            pruner.adjust_(layer, cut, statistics)
+            pruner.adjust_(layer, cut, seen)
         cut_(layer, cut)
-        after += _weights(layer)
         writer.write_layer(layer)
     writer.finish()
     removed = whole - weights_in_scope(writer.target, "decoder")
     log.info("structured pruner: %d of %d weights go", removed, whole)
     facts = dict(cuts.facts)
-    if decided.loss is not None:
+    if loss is not None:
         earlier = last.facts["shots"] if last else []
-        facts["shots"] = [*earlier, {"weights_removed": removed, "loss_before": decided.loss, **cuts.facts}]
+        facts["shots"] = [*earlier, {"loss_before": loss, "weights_removed": removed, **cuts.facts}]
     return Structure(
         _parts(inputs.checkpoint, source, cuts.layers),
         removed,
         {shard.name: shard.sha256 for shard in writer.shards},
-        {
-            "before": last.kurtosis["before"] if last else decided.weights.kurtosis()["all"],
-            "after": after.kurtosis()["all"],
-        },
         facts,
         [*(last.warnings if last else ()), *cuts.warnings],
     )
@@ -188,65 +144,6 @@ def _remove_shots(run: RunContext, but: int | None = None) -> None:
     """Removes what shots have left, but for what one has."""
     own = [name for name in run.journal.own if name.startswith(f"{SHOTS}/")]
     remove(run.out, own, keep=[name for name in own if but and name.startswith(f"{_folder(but)}/")])
-
-
-class _Decided(NamedTuple):
-    """What goes, and what was seen of each layer."""
-
-    cuts: Cuts
-    weights: Weights
-    """Of the model that it goes from."""
-    statistics: list[list[Statistic]]
-    """What the weights that stay are adjusted by, layer by layer; none where they stay as they are."""
-    loss: float | None = None
-    """Of a next token, where gradients were needed."""
-
-
-def _decide(run: RunContext, inputs: Inputs, pruner: StructuredPruner) -> _Decided:
-    """What stays, in one pass forwards, or one forwards and one back."""
-    if pruner.needs_gradients():
-        return _decide_backwards(run, inputs, pruner)
-    needs_data = any(pruner.statistics(layer) for layer in inputs.checkpoint.outlines[:1])
-    walk = inputs.walk(run, "selecting parts", runs=needs_data)
-    findings, weights = [], Weights()
-    for step in walk:
-        statistics = pruner.statistics(step.layer)
-        if needs_data:
-            with observe(step.layer, statistics):
-                step.forward()
-        findings.append(pruner.examine(step.layer, statistics))
-        weights += _weights(step.layer)
-    run.cost.forward_passes += walk.forward_passes
-    return _Decided(pruner.plan(findings), weights, [[] for _ in findings])
-
-
-def _decide_backwards(run: RunContext, inputs: Inputs, pruner: StructuredPruner) -> _Decided:
-    """What stays; what was seen of all layers is kept, in files where it takes more room than hidden states may."""
-    walk = BackwardWalk(inputs.walk(run, "selecting parts"))
-    findings, seen, weights, kept = list[Any](), list[list[Statistic]](), Weights(), list[Tensor]()
-
-    def keep(tensor: Tensor) -> Tensor:
-        walk.walk.spill.keep(kept, tensor.cpu())
-        return kept[-1]
-
-    for step in walk:
-        statistics = pruner.statistics(step.layer)
-        with observe(step.layer, statistics):
-            step.backward()
-        findings.append(pruner.examine(step.layer, statistics))
-        weights += _weights(step.layer)
-        for statistic in statistics:
-            statistic.restore_(tree_map_only(Tensor, keep, statistic.state()))
-        seen.append(statistics)
-    run.cost.forward_passes += walk.forward_passes
-    return _Decided(pruner.plan(findings[::-1]), weights, seen[::-1], walk.loss)
-
-
-def _weights(layer: MoELayer) -> Weights:
-    found = Weights()
-    for matrix in layer.matrices():
-        found += weights_of(matrix.weight_OC)
-    return found
 
 
 def _parts(unpruned: Checkpoint, source: Checkpoint, cuts: Sequence[LayerCut]) -> list[LayerParts]:

@@ -26,8 +26,9 @@ class ExpertDistillation(Component):
     All parameters are trained, in fp32, by AdamW without weight decay, under a cosine without warm-up. The teacher of
     an expert is the expert of the full model that it was, before its weights were pruned; of merged experts, the one
     that represents them, since their mean is no expert of the full model. x is what the pruned model routes to the
-    expert, for both: the paper does not say, and so no second model is run. Shared experts have no teacher. Memory: 16
-    bytes a parameter, and the kept experts of the full model, or those of one layer, in its own precision.
+    expert, for both: the paper does not say, and so no second model is run. Shared experts have no teacher. The layers
+    of a dense model are taught as wholes, each by the layer that it was. Memory: 16 bytes a parameter, and the
+    teachers, or those of one layer, in the full model's own precision.
     """
 
     epochs: int = Field(ge=1)
@@ -58,7 +59,8 @@ class ExpertDistillation(Component):
 
         saved = Saved(pruned.state, [self.model_dump(exclude={"save_every", "teacher"}), pruned.seed, pruned.digest()])
         model, layers = pruned.load()
-        taught = [layer.index for layer in layers if layer.is_moe]
+        moe = [layer.index for layer in layers if layer.is_moe]
+        taught = moe or [layer.index for layer in layers]
         teachers: Mapping[int, nn.Module] = Streamed(taught, pruned.teacher)
         if self.teacher == "memory":
             teachers = dict(teachers)
@@ -145,16 +147,20 @@ class Streamed(Mapping[int, "nn.Module"]):
 
 
 def _check_that_something_was_lost(layers: "Sequence[MoELayer]", teachers: Mapping[int, "nn.Module"]) -> None:
-    """ValueError if every expert is its own teacher: there is then no scale on which to balance the losses."""
+    """ValueError if everything is its own teacher: there is then no scale on which to balance the losses."""
     lost = any(
         bool((own != given).any())
         for layer in layers
-        if layer.is_moe
-        for own, given in zip(layer.experts.parameters(), teachers[layer.index].parameters(), strict=True)
+        if layer.index in teachers
+        for own, given in zip(
+            (layer.experts if layer.is_moe else layer.module).parameters(),
+            teachers[layer.index].parameters(),
+            strict=True,
+        )
     )
     if not lost:
         raise ValueError(
-            "recovery.expert_weight=balanced: the experts that are left are as they were in the full model, so the "
-            "expert-wise loss is 0 at the start and L_CE over it is no number; pass recovery.expert_weight=0.0 to "
-            "train on text alone, or recovery=none"
+            "recovery.expert_weight=balanced: what is left is as it was in the full model, so its distance from that "
+            "is 0 at the start and L_CE over it is no number; pass recovery.expert_weight=0.0 to train on text alone, "
+            "or recovery=none"
         )

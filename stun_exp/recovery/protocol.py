@@ -28,7 +28,8 @@ class PrunedModel(Protocol):
         ...
 
     def teacher(self, layer: int) -> "nn.Module":
-        """The experts of the full model that one layer's experts come from, in the same order, frozen."""
+        """The experts of the full model that one layer's experts come from, in the same order; of a dense model the
+        layer as it was; frozen."""
         ...
 
     def save(self, model: Any) -> None:

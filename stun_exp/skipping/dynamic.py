@@ -1,6 +1,6 @@
 """Skip a token's weaker experts when its gates say that they hardly count (Lu et al., arXiv 2402.14800)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from stun_exp.config.component import Component
 
@@ -17,6 +17,8 @@ class DynamicSkipping(Component):
     allowed loss over a typical distance between experts. As total = head + tail, that is tail <= b / (1 - b) head: our
     beta is b / (1 - b), which for k = 2 is their H / (D - H). At the threshold itself an expert is kept, as for k = 2.
     """
+
+    skips: ClassVar[bool] = True
 
     def statistic(self, layer: "ExpertSource") -> "GateRatios | None":
         from stun_exp.moe.skip import GateRatios

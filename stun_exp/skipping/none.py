@@ -1,6 +1,6 @@
 """Skip nothing."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from stun_exp.config.component import Component
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 class NoSkipping(Component):
     """Runs every expert that the router chooses."""
+
+    skips: ClassVar[bool] = False
 
     def statistic(self, layer: "ExpertSource") -> "GateRatios | None":
         return None

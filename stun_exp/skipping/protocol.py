@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 class Skipping(Protocol):
     """Decides each layer's threshold; changes nothing. `moe.skip` applies it to a model in use."""
 
+    @property
+    def skips(self) -> bool:
+        """Whether experts are skipped at all."""
+        ...
+
     def statistic(self, layer: "ExpertSource") -> "GateRatios | None":
         """What to gather in one layer of the pruned model over the calibration tokens; None to skip nothing there.
 

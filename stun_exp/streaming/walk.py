@@ -142,7 +142,7 @@ class Walk:
             yield step
 
     def layers(self, backwards: bool = False) -> Iterator[MoELayer]:
-        """Layer after layer as it is read, the next one while the caller works on one; `backwards` the last one first."""
+        """Layer after layer as it is read, the next while the caller works on one; `backwards` from the last on."""
         order = range(self.checkpoint.num_layers)
         order = order[::-1] if backwards else order
         with ThreadPoolExecutor(1) as reader:

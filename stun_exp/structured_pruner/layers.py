@@ -73,8 +73,8 @@ class Layers(WithRatio):
         warnings = []
         if self.ratio * len(findings) < 0.5:
             warnings.append(
-                f"structured_pruner.ratio={self.ratio:g} is less than half a layer; one of the {len(findings)} goes all "
-                f"the same, {1 / len(findings):.3f} of their weights"
+                f"structured_pruner.ratio={self.ratio:g} is less than half a layer; one of the {len(findings)} goes "
+                f"all the same, {1 / len(findings):.3f} of their weights"
             )
         return Cuts(
             [LayerCut(finding.layer, dropped=finding.layer in gone) for finding in findings],

@@ -37,9 +37,9 @@ class _Finding(NamedTuple):
 class Neurons(WithRatio):
     """FLAP (arXiv 2312.11983), Wanda-sp, or the magnitude of the weights.
 
-    `fluctuation` is Var(x_j) ||W_:j||^2 (FLAP's WIFV; squared for attention), with the layer's mean and deviation taken
-    off; `wanda` the mean over rows of |W_ij| ||x_j||; `magnitude` the norm of the column W_:j. A group of heads, all that
-    share keys and values, has the mean of its columns.
+    `fluctuation` is Var(x_j) ||W_:j||^2 (FLAP's WIFV; squared for attention), in standard deviations of the layer;
+    `wanda` the mean over rows of |W_ij| ||x_j||, and `magnitude` the norm of the column W_:j, both over the layer's
+    mean. A group of heads, all that share keys and values, has the mean of its columns.
     """
 
     score: Literal["fluctuation", "wanda", "magnitude"]
@@ -75,10 +75,15 @@ class Neurons(WithRatio):
                 f"structured_pruner.multiple_of={self.multiple_of}: the unstructured_pruner's pattern wants rows of a "
                 f"multiple of {multiple}; pass structured_pruner.multiple_of={multiple}"
             )
+        narrowest = min(one.units for one in sizes)
+        if narrowest < self.multiple_of:
+            raise ValueError(
+                f"structured_pruner.multiple_of={self.multiple_of}: there are layers of {narrowest} hidden units, less "
+                "than one such multiple; lower it"
+            )
         weights = [sum(matrix.weight_OC.numel() for matrix in layer.matrices()) for layer in outlines]
         removable = sum(
-            (one.units - self.multiple_of) * one.unit_weights
-            + self.heads * max(one.groups - 1, 0) * one.group_weights
+            (one.units - self.multiple_of) * one.unit_weights + self.heads * max(one.groups - 1, 0) * one.group_weights
             for one in sizes
         )
         if self.ratio * sum(weights) > removable:
@@ -86,9 +91,6 @@ class Neurons(WithRatio):
                 f"structured_pruner.ratio={self.ratio:g}: one group of heads and {self.multiple_of} hidden units must "
                 f"stay in each layer, so that {removable / sum(weights):.4f} of the weights can go at most; lower it"
             )
-        if self.budget == "per_layer":
-            for layer, one, total in zip(outlines, sizes, weights, strict=True):
-                self._equal_share(layer.index, one, total)
 
     def statistics(self, layer: "MoELayer") -> "list[Statistic]":
         from stun_exp.moe.inputs import InputStatistics
@@ -127,9 +129,7 @@ class Neurons(WithRatio):
         group_scores = columns.unflatten(0, (-1, size)).mean(1)
         group_parts = parts.unflatten(0, (-1, size)).sum(1) if parts is not None else None
         scores = (self._normalized(unit_scores), group_scores)
-        return _Finding(
-            layer.index, sizes, weights, *scores, unit_parts, group_parts, coupled.down, coupled.heads[3]
-        )
+        return _Finding(layer.index, sizes, weights, *scores, unit_parts, group_parts, coupled.down, coupled.heads[3])
 
     def plan(self, findings: list[Any]) -> Cuts:
         kept = self._by_layer(findings) if self.budget == "per_layer" else self._by_threshold(findings)
@@ -187,26 +187,24 @@ class Neurons(WithRatio):
             return scores / scores.mean()
         return (scores - scores.mean()) / scores.std()
 
-    def _equal_share(self, index: int, sizes: "Sizes", weights: int) -> tuple[int, int | None]:
-        """(Hidden units, groups of heads) that stay of a layer that loses its share; ValueError if it cannot."""
+    def _equal_share(self, sizes: "Sizes", weights: int) -> tuple[int, int | None]:
+        """(Hidden units, groups of heads) that stay of a layer that loses its share."""
         groups = None
         gone = self.ratio * weights
         if self.heads and sizes.groups:
             groups = sizes.groups - min(round(self.ratio * sizes.groups), sizes.groups - 1)
             gone -= (sizes.groups - groups) * sizes.group_weights
         units = sizes.units - round(gone / sizes.unit_weights)
-        units = self.multiple_of * max(1, round(units / self.multiple_of))
-        if units > sizes.units:
-            raise ValueError(
-                f"structured_pruner.multiple_of={self.multiple_of}: layer {index} has {sizes.units} hidden units, no "
-                "multiple of it; lower it"
-            )
-        return units, groups
+        return self._rounded(units, sizes.units), groups
+
+    def _rounded(self, units: int, most: int) -> int:
+        """The multiple that is nearest to so many hidden units."""
+        return self.multiple_of * min(max(1, round(units / self.multiple_of)), most // self.multiple_of)
 
     def _by_layer(self, findings: Sequence[_Finding]) -> list[tuple[list[int], list[int] | None]]:
         kept = []
         for finding in findings:
-            units, groups = self._equal_share(finding.layer, finding.sizes, finding.weights)
+            units, groups = self._equal_share(finding.sizes, finding.weights)
             best = None if groups is None or finding.group_scores is None else _best(finding.group_scores, groups)
             kept.append((_best(finding.unit_scores, units), best))
         return kept
@@ -236,9 +234,9 @@ class Neurons(WithRatio):
             taken += weights
         kept = []
         for finding, own in zip(findings, gone, strict=True):
-            stay = self.multiple_of * max(1, round((finding.sizes.units - len(own["unit"])) / self.multiple_of))
+            stay = self._rounded(finding.sizes.units - len(own["unit"]), finding.sizes.units)
             best = sorted(set(range(finding.sizes.groups)) - own["group"]) if finding.group_scores is not None else None
-            kept.append((_best(finding.unit_scores, min(stay, finding.sizes.units)), best))
+            kept.append((_best(finding.unit_scores, stay), best))
         return kept
 
 

@@ -219,7 +219,7 @@ NOT_THERE = {
     "model.path=/not/there": "no such folder, nor a hub repository (owner/name)",
     "model.path=there": "no such folder, nor a hub repository (owner/name)",
     "model.path=bundled:toy": (
-        "no such bundled model; there are bundled:toy_moe, bundled:toy_arctic, bundled:toy_upcycled"
+        "no such bundled model; there are bundled:toy_moe, bundled:toy_arctic, bundled:toy_upcycled, bundled:toy_dense"
     ),
     "calibration.path=not/there.jsonl": "no such file",
     "expert_pruner.path=not/there.json": "no such file",

@@ -152,7 +152,7 @@ def test_a_digest_is_that_of_another_process(tmp_path: Path) -> None:
 
 # --- the stages of a run
 
-DECIDE = ("experts", "allocate", "prune", "recover", "verify", "export", "skip", "evaluate", "report")
+DECIDE = ("structure", "experts", "allocate", "prune", "recover", "verify", "export", "skip", "evaluate", "report")
 
 
 @pytest.fixture
@@ -184,10 +184,12 @@ def since(stage: str) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "first"),
     [
+        ("structured_pruner/none.py", "structure"),
+        ("pipeline/structure.py", "structure"),
         ("expert_pruner/stun/stun.py", "experts"),
         ("expert_pruner/stun/cut.py", "experts"),
-        ("moe/observe.py", "experts"),
-        ("checkpoint/keys.py", "experts"),
+        ("moe/observe.py", "structure"),
+        ("checkpoint/keys.py", "structure"),
         ("pipeline/experts.py", "experts"),
         ("allocation/owl.py", "allocate"),
         ("unstructured_pruner/wanda.py", "allocate"),  # OWL looks at its saliencies
@@ -230,7 +232,7 @@ def test_what_later_stages_depend_on_undoes_no_earlier_one(tmp_path: Path, monke
         return {stage for stage in DECIDE if now[stage] != whole[stage]}
 
     whole = fingerprints()
-    assert changed(fingerprints(**{"calibration tokens": "b"})) == since("experts")
+    assert changed(fingerprints(**{"calibration tokens": "b"})) == since("structure")
     assert changed(fingerprints(**{"training tokens": "b"})) == since("recover")
     monkeypatch.setattr("stun_exp.pipeline.context.version", lambda package: "another")
     assert changed(fingerprints()) == since("evaluate")
