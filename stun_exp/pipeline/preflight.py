@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stun_exp.calibration.protocol import Calibration
 from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.source import carried_files
@@ -90,10 +92,13 @@ def check_room(settings: Settings, checkpoint: Checkpoint, out: Path) -> None:
     memory = machine()["RAM"]
     sequences = calibration.num_sequences + settings.recovery.num_sequences
     text = TOKEN_BYTES * sequences * calibration.sequence_length
-    # Those that reach a layer and those that leave it.
-    states = 2 * calibration.num_sequences * calibration.sequence_length * checkpoint.dtype.itemsize
-    states *= checkpoint.config.get_text_config().hidden_size
-    in_memory = min(states, 2 * stream.hidden_states_gb * 1e9)
+    # Those that reach a layer and those that leave it; gradients want what reached each layer, in 32 bits.
+    states = calibration.num_sequences * calibration.sequence_length * checkpoint.config.get_text_config().hidden_size
+    if settings.structured_pruner.needs_gradients():
+        states, lists = states * torch.float32.itemsize * (2 + checkpoint.num_layers), 3
+    else:
+        states, lists = states * checkpoint.dtype.itemsize * 2, 2
+    in_memory = min(states, lists * stream.hidden_states_gb * 1e9)
     asked = (
         f"calibration.num_sequences={calibration.num_sequences} of {calibration.sequence_length} tokens"
         f"{f' and recovery.num_sequences={settings.recovery.num_sequences}' if settings.recovery.num_sequences else ''}"

@@ -13,24 +13,36 @@ from torch import Tensor, nn
 from stun_exp.moe.layers import MoELayer
 from stun_exp.moe.observe import Statistic, one
 from stun_exp.structured_pruner.curvature import Kfac
-from stun_exp.structured_pruner.kronecker import column_costs, damped, row_costs, without
+from stun_exp.structured_pruner.kronecker import column_costs, damped, part_costs, row_costs, without
 
 
 class CurvedLinear:
-    """Rows and columns that are zero already are left out: they cost NaN, and stay zero."""
+    """A linear that is cut into by the curvature that was measured."""
 
-    def __init__(self, linear: nn.Linear, factors: Callable[[], tuple[Tensor, Tensor]], damping: float):
-        """`factors` gives A, with a row and column for a bias if there is one, and G."""
+    def __init__(
+        self, linear: nn.Linear, factors: Callable[[], tuple[Tensor, Tensor]], damping: float, zeros_stay: bool
+    ):
+        """`factors` gives A, with a row and column for a bias if there is one, and G.
+
+        With `zeros_stay` rows and columns that are zero already are left out: they cost NaN, and stay zero.
+        """
         self.linear = linear
         self._factors = factors
         self._damping = damping
-        whole = linear.weight.detach()
-        self.live_R = whole.any(1) if linear.bias is None else whole.any(1) | (linear.bias.detach() != 0)
-        self.live_C = whole.any(0)
+        whole_RC = linear.weight.detach()
         if linear.bias is not None:
-            whole = torch.cat([whole, linear.bias.detach()[:, None]], dim=1)
-            self.live_C = torch.cat([self.live_C, self.live_C.new_ones(1)])
-        self._whole_RC = whole
+            whole_RC = torch.cat([whole_RC, linear.bias.detach()[:, None]], dim=1)
+        self._whole_RC = whole_RC
+        self.live_R = whole_RC.any(1) | (not zeros_stay)
+        self.live_C = whole_RC.any(0) | (not zeros_stay)
+        self.live_C[linear.in_features :] = True  # a bias may become one
+
+    def part_costs(self, num_parts: int) -> Tensor:
+        """What each of so many equal parts of its columns costs, if all of a part's columns go."""
+        with self._invertible():
+            problem = self._problem()
+            assert problem is not None, "zeros are not left out"
+            return part_costs(*problem, num_parts, self.linear.in_features // num_parts)
 
     def row_costs(self) -> Tensor:
         """What each row costs, with its bias; (R,)."""
@@ -83,12 +95,14 @@ class CurvedLinear:
             ) from error
 
 
-def curved_of(layer: MoELayer, statistics: Sequence[Statistic], damping: float) -> dict[str, CurvedLinear]:
+def curved_of(
+    layer: MoELayer, statistics: Sequence[Statistic], damping: float, zeros_stay: bool
+) -> dict[str, CurvedLinear]:
     """The linears of a layer whose curvature was measured, by their paths."""
     kfac = one(Kfac, statistics)
     linears = {path: linear for path, linear in layer.linears() if path in kfac.feeds}
     return {
-        path: CurvedLinear(linear, partial(kfac.factors, path, linear.bias is not None), damping)
+        path: CurvedLinear(linear, partial(kfac.factors, path, linear.bias is not None), damping, zeros_stay)
         for path, linear in linears.items()
     }
 

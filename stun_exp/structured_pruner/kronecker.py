@@ -3,7 +3,7 @@
 The loss grows by 1/2 tr(D^T G D A) when W becomes W + D: G is of the outputs, A of the inputs (K-FAC). Columns are rows
 of the transposed problem, with G and A in each other's place.
 
-Shapes: R rows, C columns; both factors are positive definite.
+Shapes: R rows, C columns, P parts of S neighboring columns; both factors are positive definite.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,20 @@ def row_costs(weight_RC: Tensor, inputs_CC: Tensor, outputs_RR: Tensor) -> Tenso
 def column_costs(weight_RC: Tensor, inputs_CC: Tensor, outputs_RR: Tensor) -> Tensor:
     """By how much the loss grows if one column goes: 1/2 (W^T G W)_cc / (A^-1)_cc."""
     return row_costs(weight_RC.mT, outputs_RR, inputs_CC)
+
+
+def part_costs(weight_RC: Tensor, inputs_CC: Tensor, outputs_RR: Tensor, num_parts: int, size: int) -> Tensor:
+    """By how much the loss grows if one part goes, all of its columns: 1/2 tr((A^-1)_QQ^-1 W_Q^T G W_Q); (P,).
+
+    The parts lie at the beginning of the matrix. The sum over columns, each as if the part's others stayed, is too low:
+    they would make up for one another.
+    """
+    inverse_CC = torch.cholesky_inverse(torch.linalg.cholesky(inputs_CC))[: num_parts * size, : num_parts * size]
+    inverse_PSS = inverse_CC.reshape(num_parts, size, num_parts, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    weight_RPS = weight_RC[:, : num_parts * size].unflatten(1, (num_parts, size))
+    curved_RPS = torch.einsum("qr,rps->qps", outputs_RR, weight_RPS)
+    moment_PSS = torch.einsum("rps,rpt->pst", weight_RPS, curved_RPS)
+    return torch.linalg.solve(inverse_PSS, moment_PSS).diagonal(dim1=1, dim2=2).sum(-1) / 2
 
 
 def without_rows(weight_RC: Tensor, outputs_RR: Tensor, rows: Sequence[int]) -> Tensor:

@@ -23,13 +23,15 @@ class LlmSurgeon(WithRatio):
     """One threshold for the whole model on what the loss is expected to grow by, with K-FAC curvature, in shots.
 
     The curvature is measured again at each shot: A of a linear's inputs and G of the gradients at its outputs, of the
-    text's own next tokens. A row costs 1/2 (W A W^T)_rr / (G^-1)_rr and a column 1/2 (W^T G W)_cc / (A^-1)_cc, and a
-    part what its rows and columns cost together.
+    text's own next tokens. A row costs 1/2 (W A W^T)_rr / (G^-1)_rr, a column 1/2 (W^T G W)_cc / (A^-1)_cc.
 
-    We differ from the authors' code (llm-surgeon 7267344) in what goes: a hidden unit or a group of heads, with all of
-    its rows and columns, ranked by the cost of each weight that goes with it, and the layer is narrower for it. With
-    `shrink` off single rows and columns become zero and shapes stay, as theirs do. Rows and columns of one matrix are
-    made up for jointly; their default sums both updates as if each were alone.
+    We differ from the authors' code (llm-surgeon 7267344) in what goes: a hidden unit or a group of heads, out of all
+    matrices, and the layer is narrower for it. It costs what its columns do in the matrix that reads it, a group all of
+    its columns together, and ranks by this for each weight that goes with it. The other columns of that matrix make up
+    for it. The rows that fed it go without more: made up for as well, they were made up for twice.
+
+    With `shrink` off single rows and columns of each matrix become zero and shapes stay, as theirs do. Both are made up
+    for jointly; their default sums two updates, each as if the other were not.
     """
 
     shots: int = Field(ge=1)
@@ -88,22 +90,29 @@ class LlmSurgeon(WithRatio):
         from stun_exp.structured_pruner.curvature import Kfac
 
         coupled = coupled_of(layer)
-        feeds = {**dict.fromkeys(coupled.ups, coupled.ups[0]), coupled.down: coupled.down}
+        feeds = {coupled.down: coupled.down}
         if self.heads and coupled.heads is not None:
-            *ins, out = coupled.heads
-            feeds |= {**dict.fromkeys(ins, ins[0]), out: out}
+            feeds[coupled.heads[3]] = coupled.heads[3]
+        if not self.shrink:
+            feeds |= dict.fromkeys(coupled.ups, coupled.ups[0])
+            if self.heads and coupled.heads is not None:
+                feeds |= dict.fromkeys(coupled.heads[:3], coupled.heads[0])
         return [Kfac(feeds)]
 
     def examine(self, layer: "MoELayer", statistics: "list[Statistic]") -> Any:
-        from stun_exp.structured_pruner.curved import curved_of
+        from stun_exp.moe.coupled import coupled_of, sizes_of
 
-        linears = curved_of(layer, statistics, self.damping)
+        linears = self._linears(layer, statistics)
         weights = sum(matrix.weight_OC.numel() for matrix in layer.matrices())
-        if self.shrink:
-            return _part_costs(layer, linears, weights, self.heads)
-        rows = {path: linear.row_costs().cpu() for path, linear in linears.items()}
-        columns = {path: linear.column_costs().cpu() for path, linear in linears.items()}
-        return LineCosts(layer.index, weights, rows, columns)
+        if not self.shrink:
+            rows = {path: linear.row_costs().cpu() for path, linear in linears.items()}
+            columns = {path: linear.column_costs().cpu() for path, linear in linears.items()}
+            return LineCosts(layer.index, weights, rows, columns)
+        coupled, sizes = coupled_of(layer), sizes_of(layer)
+        units_F, groups_G = linears[coupled.down].part_costs(sizes.units).cpu(), None
+        if self.heads and coupled.heads is not None:
+            groups_G = linears[coupled.heads[3]].part_costs(sizes.groups).cpu()
+        return PartCosts(layer.index, sizes, weights, units_F, groups_G)
 
     def plan(self, findings: list[Any]) -> Cuts:
         from stun_exp.moe.coupled import LayerCut
@@ -119,29 +128,16 @@ class LlmSurgeon(WithRatio):
 
     def adjust_(self, layer: "MoELayer", cut: "LayerCut", statistics: "list[Statistic]") -> None:
         from stun_exp.moe.coupled import lost_lines
+
+        lost = lost_lines(layer, cut)
+        for path, linear in self._linears(layer, statistics).items():
+            if path in lost:
+                linear.remove_(lost[path].rows or (), lost[path].columns or ())
+
+    def _linears(self, layer: "MoELayer", statistics: "list[Statistic]") -> "dict[str, CurvedLinear]":
         from stun_exp.structured_pruner.curved import curved_of
 
-        linears = curved_of(layer, statistics, self.damping)
-        for path, lines in lost_lines(layer, cut).items():
-            linears[path].remove_(lines.rows or (), lines.columns or ())
-
-
-def _part_costs(layer: "MoELayer", linears: "Mapping[str, CurvedLinear]", weights: int, heads: bool) -> PartCosts:
-    """The sums over rows and columns of each part, which are neighbors in a matrix; what is zero costs nothing."""
-    from torch import stack
-
-    from stun_exp.moe.coupled import coupled_of, sizes_of
-
-    coupled, sizes = coupled_of(layer), sizes_of(layer)
-    units_F = linears[coupled.down].column_costs().nan_to_num()
-    for path in coupled.ups:
-        units_F = units_F + linears[path].row_costs().nan_to_num().unflatten(0, (-1, sizes.units)).sum(0)
-    groups_G = None
-    if heads and coupled.heads is not None:
-        *ins, out = coupled.heads
-        costs = [linears[out].column_costs(), *(linears[path].row_costs() for path in ins)]
-        groups_G = stack([cost.nan_to_num().unflatten(0, (sizes.groups, -1)).sum(1) for cost in costs]).sum(0)
-    return PartCosts(layer.index, sizes, weights, units_F.cpu(), None if groups_G is None else groups_G.cpu())
+        return curved_of(layer, statistics, self.damping, zeros_stay=not self.shrink)
 
 
 def _cut(found: PartCosts, gone: Mapping[Kind, Sequence[int]]) -> "LayerCut":
