@@ -18,7 +18,7 @@ from stun_exp.pipeline.cuts import decide_cuts
 from stun_exp.pipeline.inputs import Inputs
 from stun_exp.pipeline.parts import LayerParts, Structure
 from stun_exp.pipeline.preflight import files_of
-from stun_exp.pipeline.source_zeros import layer_zeros
+from stun_exp.pipeline.source_zeros import layer_zeros, share_of
 from stun_exp.state.artifacts import SHOTS, STRUCTURED
 from stun_exp.state.costs import StageCost
 from stun_exp.state.ownership import remove
@@ -41,9 +41,11 @@ def restructure(run: RunContext, inputs: Inputs) -> Inputs:
             found = structure(run, inputs)
     checkpoint = run.settings.model.written(folder, run.settings.stream.scratch(run.out))
     run.journal.claim(files_of(checkpoint))  # of fewer layers, shards have other names
-    zeros = layer_zeros(checkpoint, census_of(checkpoint), inputs.stage)
+    census, scope = census_of(checkpoint), inputs.stage.scope
+    zeros = layer_zeros(checkpoint, census, inputs.stage)
+    share = share_of(zeros, census, weights_in_scope(checkpoint, scope), scope)
     identity = checkpoint.identity(lambda file: found.shards.get(file.name) or run.digests.of(file))
-    return replace(inputs, checkpoint=checkpoint, identity=identity, zeros=zeros, structure=found)
+    return replace(inputs, checkpoint=checkpoint, identity=identity, zeros=zeros, source_zeros=share, structure=found)
 
 
 def weights_taken(run: RunContext, inputs: Inputs) -> int:

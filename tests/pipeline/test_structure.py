@@ -150,6 +150,17 @@ def test_shots_meet_the_total_and_leave_nothing_behind(runner: Runner, tmp_path:
     assert not (tmp_path / "run" / "structured").exists()
 
 
+def test_zeros_of_the_first_stage_count_in_the_total(runner: Runner) -> None:
+    """Where a row has more of them than the weight stage would take, the total is higher, and the run says so."""
+    settings = (*SURGEON, "structured_pruner.shrink=false", "allocation=uniform")
+    by_layer = runner(*settings, "unstructured_pruner=magnitude", "unstructured_pruner.group=layer", family="llama")
+    assert by_layer["sparsity"]["achieved"] == pytest.approx(0.5, abs=0.001)
+    assert by_layer["sparsity"]["source_zeros"] == pytest.approx(0.2, abs=0.01)
+    by_row = runner(*settings, "resume=restart", "unstructured_pruner=wanda", family="llama")
+    assert 0.5 < by_row["sparsity"]["achieved"] < 0.6
+    assert any("were zero before the weight stage, and in some rows more" in line for line in by_row["warnings"])
+
+
 def test_an_interrupted_run_goes_on_with_the_shot_that_it_was_at(
     runner: Runner, run_with: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
