@@ -79,7 +79,7 @@ def test_five_sizes_worked_by_hand() -> None:
 def test_a_published_model_is_of_a_known_family(name: str) -> None:
     raw = CARDS[name]["dimensions"]
     family = family_of(raw["model_type"], Path(name))
-    assert raw[family.num_experts_key] >= 8
+    assert family.is_dense or raw[family.num_experts_key] >= 8
 
 
 def test_revisions_are_whole_commits_and_foreign_code_stays_off() -> None:

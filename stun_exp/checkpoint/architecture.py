@@ -85,7 +85,7 @@ class Architecture:
 
     def _widths(self, num_layers: int) -> list[list[int]]:
         """[Hidden units, groups of heads] of each layer of a dense model, where the config says so; else none."""
-        widths = self.raw.get(WIDTHS_PER_LAYER, [])
+        widths: list[list[int]] = self.raw.get(WIDTHS_PER_LAYER, [])
         pairs = isinstance(widths, list) and all(
             isinstance(pair, list) and len(pair) == 2 and all(type(width) is int and width >= 0 for width in pair)
             for pair in widths

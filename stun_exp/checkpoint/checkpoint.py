@@ -241,7 +241,9 @@ def _compute_buffers(model: PreTrainedModel, module: nn.Module, recurse: bool = 
             setattr(part, name, torch.empty_like(part.get_buffer(name), device="cpu"))
         if meta:
             for parameter in part.parameters(recurse=False):
-                parameter._is_hf_initialized = True  # Gemma's embeddings have weights beside a scale that is computed
+                vars(parameter)["_is_hf_initialized"] = (
+                    True  # Gemma's embeddings have weights beside a scale that is computed
+                )
             model._init_weights(part)
 
 

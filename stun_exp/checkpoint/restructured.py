@@ -39,8 +39,8 @@ def restructured_config(
         if isinstance(values := getattr(source.config, key, None), list):
             raw[key] = [values[cut.layer] for cut in kept]
     for path in {path for cut in kept for path in cut.biases or ()}:
-        if key := coupled_of(source.outline(0)).biases.get(path):
-            raw[key] = True
+        if flag := coupled_of(source.outline(0)).biases.get(path):
+            raw[flag] = True
     widths = [_widths(source, cut) for cut in kept]
     if len(set(widths)) == 1:
         raw |= _stock_widths(source, *widths[0])

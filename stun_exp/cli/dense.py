@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -27,7 +28,7 @@ def without_experts_(cfg: DictConfig, overrides: Iterable[str]) -> None:
     keys = {parsed_override(text).key_or_group.partition(".")[0].partition("@")[0] for text in overrides}
     if keys & set(_CHOOSERS) or model_type(cfg) not in DENSE:
         return
-    here = HydraConfig.get()
+    here: Any = HydraConfig.get()
     with read_write(cfg), open_dict(cfg), read_write(here), open_dict(here):
         cfg[GROUP] = OmegaConf.load(CONF / GROUP / "none.yaml")
         here.runtime.choices[GROUP] = "none"

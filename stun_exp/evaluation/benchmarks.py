@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stun_exp.config.component import Component
-from stun_exp.evaluation.harness import Loaded, digest, load, measure, quiet, rehearse
-from stun_exp.evaluation.records import Benchmark, EvalResult
+from stun_exp.evaluation.harness import load, quiet
+from stun_exp.evaluation.records import Benchmark, EvalResult, TokenPerplexity
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 Backend = Literal["hf", "vllm"]
 DeviceMap = Literal["none", "auto"]
+
+
+def _is_own(benchmark: Any) -> bool:
+    return isinstance(benchmark, TokenPerplexity)
+
+
+def _loaded(benchmark: Benchmark | TokenPerplexity) -> Any:
+    """The benchmark's data: lm-eval's, or a text."""
+    if isinstance(benchmark, Benchmark):
+        return load(benchmark)
+    from stun_exp.evaluation.perplexity import load_text
+
+    return load_text(benchmark)
 
 
 class NoEvaluation(Component):
@@ -33,7 +46,7 @@ class NoEvaluation(Component):
 class LMEval(Component):
     """Several benchmarks on one model."""
 
-    benchmarks: dict[str, Benchmark]
+    benchmarks: dict[str, Benchmark | TokenPerplexity]
     limit: int | None = Field(ge=1)
     """Items of each task, the first ones; null for all. For trials only: lm-eval's numbers need all."""
     batch_size: int = Field(ge=1)
@@ -53,7 +66,12 @@ class LMEval(Component):
         """
         if self.backend == "vllm" and find_spec("vllm") is None:
             raise ValueError("eval.backend=vllm: vLLM is not installed; pip install vllm, or pass eval.backend=hf")
-        benchmarks = tuple((benchmark, load(benchmark)) for benchmark in self.benchmarks.values())
+        if self.backend == "vllm" and (own := [name for name, one in self.benchmarks.items() if _is_own(one)]):
+            raise ValueError(
+                f"eval.backend=vllm: {', '.join(own)} is measured with transformers alone; pass eval.backend=hf, or "
+                f"leave it out with ~eval.benchmarks.{own[0]}"
+            )
+        benchmarks = tuple((benchmark, _loaded(benchmark)) for benchmark in self.benchmarks.values())
         return PreparedBenchmarks(benchmarks, self.limit, self.batch_size, self.backend, self.device_map, self.baseline)
 
 
@@ -61,7 +79,8 @@ class LMEval(Component):
 class PreparedBenchmarks:
     """Benchmarks whose data is at hand, ready to be run on a model."""
 
-    benchmarks: "tuple[tuple[Benchmark, Loaded], ...]"
+    benchmarks: tuple[tuple[Any, Any], ...]
+    """Each with what was loaded for it: lm-eval's tasks, or a text."""
     limit: int | None = None
     batch_size: int = 1
     backend: Backend = "hf"
@@ -76,7 +95,7 @@ class PreparedBenchmarks:
                 "tokenizer_config.json, or pass eval=none"
             )
         for benchmark, loaded in self.benchmarks:
-            rehearse(benchmark, loaded)
+            loaded.rehearse(benchmark, tokenizer)
 
     def depend_on(self) -> dict[str, Any]:
         """All that the figures depend on besides the model and the device, as plain data."""
@@ -88,7 +107,7 @@ class PreparedBenchmarks:
             "benchmarks": [
                 {
                     "settings": benchmark.model_dump(),
-                    "tasks": {name: digest(task) for name, task in found.tasks.items()},
+                    "tasks": found.digests(),
                 }
                 for benchmark, found in self.benchmarks
             ],
@@ -118,7 +137,7 @@ class PreparedBenchmarks:
         logging.getLogger("lm_eval").setLevel(logging.WARNING)  # such as a context that had to be cut
         result = EvalResult({}, [])
         for benchmark, loaded in self.benchmarks:
-            found = measure(benchmark, loaded, lm, self.limit)
+            found = loaded.measure(benchmark, lm, self.limit)
             result.metrics.update(found.metrics)
             result.samples.extend(found.samples)
         logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -23,6 +23,16 @@ class Loaded:
     def named(self, name: str) -> Any:
         return self.groups.get(name) or self.tasks[name]
 
+    def digests(self) -> dict[str, str]:
+        """Of all that the figures depend on besides the settings, by task."""
+        return {name: digest(task) for name, task in self.tasks.items()}
+
+    def rehearse(self, benchmark: Benchmark, tokenizer: Any) -> None:
+        rehearse(benchmark, self)
+
+    def measure(self, benchmark: Benchmark, lm: Any, limit: int | None) -> EvalResult:
+        return measure(benchmark, self, lm, limit)
+
 
 def load(benchmark: Benchmark) -> Loaded:
     from lm_eval.tasks import TaskManager

@@ -1,11 +1,12 @@
 """What is measured, and what comes of it, as plain records."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from stun_exp.config.component import Component
-from stun_exp.utils.paths import is_folder
+from stun_exp.utils.paths import expanded, is_file, is_folder
 
 BUNDLED_TASKS = "bundled:toy"
 """The folder of the bundled model's tasks."""
@@ -28,6 +29,31 @@ class Benchmark(Component):
         if include not in (None, BUNDLED_TASKS) and not is_folder(str(include)):
             raise ValueError(f"no such folder; give the one of the task's YAML, {BUNDLED_TASKS}, or null for lm-eval's")
         return include
+
+
+class TokenPerplexity(Component):
+    """Perplexity of a text by tokens, in windows side by side, as pruning papers print it (of WikiText-2, mostly)."""
+
+    task: str
+    """What tables call it."""
+    dataset: str
+    """Hub repository of the text; its rows are joined by blank lines."""
+    subset: str | None
+    split: str
+    column: str
+    path: str | None
+    """A file with the text, in the place of the dataset."""
+    window: int = Field(ge=2)
+    """Tokens of a window; the papers' 2,048."""
+    num_fewshot: Literal[0]
+    metric: Literal["token_perplexity,none"]
+
+    @field_validator("path")
+    @classmethod
+    def _is_file(cls, path: str | None) -> str | None:
+        if path is not None and not is_file(expanded(path)):
+            raise ValueError("no such file; give one with the text, or null for the dataset")
+        return path
 
 
 @dataclass(frozen=True)

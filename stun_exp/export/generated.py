@@ -41,6 +41,8 @@ def obstacle(architecture: Architecture) -> str | None:
         return f"transformers {transformers.__version__} has no {stock}, of which the code would be a subclass"
     if len(family.stacks) > 1:
         return f"per_layer_config numbers the layers of one stack, and {family.model_type} has an encoder and a decoder"
+    if family.num_experts_key is None:
+        return "the model is dense, and widths of its layers are not among what per_layer_config says here"
     if "." in family.num_experts_key:
         return f"{family.num_experts_key} lies in a part of the config, where per_layer_config does not reach"
     return None
@@ -56,6 +58,7 @@ def write_code(written: Architecture) -> None:
     write_file(written.path / CODE, [_CODE.format(**names).encode()])
     config = read_json_object(written.path / "config.json")
     key = written.family.num_experts_key
+    assert key is not None
     # The name that the layers read: under another, asking for the count of all layers would pass unnoticed.
     key = written.config.attribute_map.get(key, key)
     config["per_layer_config"] = {str(index): {key: count} for index, count in enumerate(counts) if count}

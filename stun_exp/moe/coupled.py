@@ -6,7 +6,7 @@ size of a head.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,8 @@ def sizes_of(layer: MoELayer) -> Sizes:
 
 def head_size(layer: MoELayer) -> int:
     """The size of a head: in attention, of a row that belongs to one."""
-    return int(layer.module.get_submodule(_attention(layer)).head_dim)
+    attention: Any = layer.module.get_submodule(_attention(layer))
+    return int(attention.head_dim)
 
 
 def out_columns(layer: MoELayer, groups: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stun_exp.checkpoint.checkpoint import Checkpoint
+from stun_exp.pipeline.budget import weights_in_scope
 from stun_exp.pipeline.diagnostics import Weights, weights_of
 from stun_exp.pipeline.inputs import Inputs
 
@@ -15,6 +16,7 @@ def structure_json(inputs: Inputs) -> dict[str, Any] | None:
         return None
     return {
         "weights_removed": found.weights_removed,
+        "share_removed": found.weights_removed / weights_in_scope(inputs.unpruned, "decoder"),
         "layers": [asdict(layer) for layer in found.layers],
         "kurtosis": {"before": _kurtosis(inputs.unpruned), "after": _kurtosis(inputs.checkpoint)},
         "facts": found.facts,

@@ -120,14 +120,14 @@ class Neurons(WithRatio):
 
         unit_scores, unit_parts = of(coupled.down)
         if not self.heads or coupled.heads is None:
-            scores = (self._normalized(unit_scores), None)
-            return _Finding(layer.index, sizes, weights, *scores, unit_parts, None, coupled.down, None)
+            units = self._normalized(unit_scores)
+            return _Finding(layer.index, sizes, weights, units, None, unit_parts, None, coupled.down, None)
         columns, parts = of(coupled.heads[3])
         if self.score == "fluctuation":
             columns = self._normalized(columns.square())
         size = len(out_columns(layer, [0]))
-        group_scores = columns.unflatten(0, (-1, size)).mean(1)
-        group_parts = parts.unflatten(0, (-1, size)).sum(1) if parts is not None else None
+        group_scores = columns.reshape(-1, size).mean(1)
+        group_parts = parts.reshape(-1, size, parts.shape[1]).sum(1) if parts is not None else None
         scores = (self._normalized(unit_scores), group_scores)
         return _Finding(layer.index, sizes, weights, *scores, unit_parts, group_parts, coupled.down, coupled.heads[3])
 
@@ -175,7 +175,8 @@ class Neurons(WithRatio):
     def _scores(self, weight_OC: "Tensor", moments: "Moments | None") -> "Tensor":
         weight_OC = weight_OC.float()
         if self.score == "magnitude":
-            return weight_OC.norm(dim=0)
+            norm_C: Tensor = weight_OC.norm(dim=0)
+            return norm_C
         assert moments is not None
         if self.score == "wanda":
             return weight_OC.abs().mean(0) * moments.norm_C().to(weight_OC.device)

@@ -34,6 +34,7 @@ def test_mixtral_on_c4_by_hand(published: Published, settings: Callable[..., Any
     assert needs.pruning_bytes == needs.layer_bytes + needs.hidden_bytes
     assert needs.evaluation_bytes == needs.written_bytes == 93_405_585_408
     assert [(stage.moves, stage.passes) for stage in needs.stages.values()] == [
+        (0, 0.0),
         (1, 0.0),
         (1, 2 / 16),
         (1, 1.0),
@@ -118,3 +119,14 @@ def test_a_run_makes_the_passes_that_were_foretold(
     for stage in ("experts", "allocate", "prune", "skip"):
         passes = foretold[stage].passes - (fewer[1] if stage == fewer[0] else 0)
         assert cost[stage]["forward_passes"] == pytest.approx(passes), stage
+
+
+def test_a_dense_model_has_a_structured_stage_and_no_experts(
+    tiny_model: Callable[[str], Path], settings: Callable[..., Any]
+) -> None:
+    """Once through the model to decide, once to cut, and what is cut is written; a pass where data is wanted."""
+    for pruner, needs in (("none", (0, 0.0)), ("neurons", (3, 1.0)), ("layers", (3, 1.0))):
+        asked = settings(tiny_model("llama"), f"structured_pruner={pruner}", "expert_pruner=none", "calibration=toy")
+        stages = needs_of(inspect_architecture(asked.model.architecture()), asked).stages
+        assert (stages["structure"].moves, stages["structure"].passes) == needs
+        assert (stages["experts"].moves, stages["experts"].passes) == (0, 0.0)

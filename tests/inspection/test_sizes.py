@@ -123,13 +123,15 @@ def test_an_index_that_is_not_the_architecture_s_is_one_clear_error(what: str, p
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_dense_model_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_mixture_without_experts_is_a_dense_model(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     raw = json.loads((tiny_model("qwen2_moe") / "config.json").read_text()) | {"mlp_only_layers": [0, 1, 2]}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     names = Architecture(tmp_path).skeleton.state_dict()
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "x")}))
-    with pytest.raises(ValueError, match="no layer has experts"):
-        look(tmp_path)
+    found = look(tmp_path)
+    assert found.moe == []
+    assert found.in_scope("experts") == 0
+    assert found.in_scope("decoder") == found.whole.matrices
 
 
 def test_a_missing_or_damaged_index_names_the_file(published: Published) -> None:

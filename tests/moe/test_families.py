@@ -54,7 +54,8 @@ KEPT = [0, 2, 3, 5]
 """Two of each group of three, for the routers that choose among groups."""
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
-with_experts = pytest.mark.parametrize("name", [name for name in FAMILIES if name not in DENSE])
+MOE = [name for name in FAMILIES if name not in DENSE]
+with_experts = pytest.mark.parametrize("name", MOE)
 
 
 @pytest.fixture
@@ -292,7 +293,7 @@ def test_asked_is_counted_and_what_is_written_loads(name: str, source: Checkpoin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FAMILIES if len(FAMILIES[name].stacks) == 1])
+@pytest.mark.parametrize("name", [name for name in MOE if len(FAMILIES[name].stacks) == 1])
 def test_a_whole_run(name: str, runner: Callable[..., dict[str, Any]]) -> None:
     """STUN, which walks for coactivation, then OWL and Wanda: the total is met, and nothing is said of it."""
     # One expert a token, and no two are ever active together: an error of its own.
@@ -302,6 +303,20 @@ def test_a_whole_run(name: str, runner: Callable[..., dict[str, Any]]) -> None:
     assert report["experts"]["before"] == [count for count in LAYERS[name] if count]
     assert sum(report["experts"]["after"]) < sum(report["experts"]["before"])
     assert not [warning for warning in report["warnings"] if "on disk" in warning]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENSE)
+def test_a_whole_run_of_a_dense_model(name: str, runner: Callable[..., dict[str, Any]]) -> None:
+    """Parts first, all layers equally, then OWL and SparseGPT: the total is met, and stock transformers loads it."""
+    coupled = FAMILIES[name].coupled
+    heads = "true" if coupled is not None and coupled.heads else "false"
+    structured = ("structured_pruner=neurons", f"structured_pruner.heads={heads}", "structured_pruner.budget=per_layer")
+    weights = ("expert_pruner=none", "allocation=owl", "unstructured_pruner=sparsegpt", "sparsity=0.6")
+    report = runner(*structured, "structured_pruner.ratio=0.2", *weights, "export=hf", family=name)
+    assert report["sparsity"]["achieved"] == pytest.approx(0.6, abs=0.001)
+    assert report["structure"]["share_removed"] == pytest.approx(0.2, abs=0.03)
+    assert report["export"]["loads_with"].startswith("transformers")
 
 
 @every_family

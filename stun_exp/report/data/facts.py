@@ -72,6 +72,8 @@ def _model(report: RunReport) -> str:
     experts = "/".join(map(str, sorted(set(before))))
     dtype = report["settings"].get("model", {}).get("dtype")
     told = [f"{model['params_before']:,} parameters", f"{len(before)} MoE layers of {experts} experts"]
+    if not before:
+        told[1] = "dense"
     return f"{model['source']}: {', '.join([*told, *([str(dtype)] if dtype else [])])}"
 
 

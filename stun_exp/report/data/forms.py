@@ -66,7 +66,8 @@ Amount = Annotated[float, BeforeValidator(_amount)]
 Share = Annotated[float, BeforeValidator(_share)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Count = Annotated[int, Field(ge=0, le=LARGEST_WHOLE)]
-Experts = Annotated[list[Annotated[int, Field(ge=0, le=10**9)]], Field(min_length=1)]
+Experts = list[Annotated[int, Field(ge=0, le=10**9)]]
+"""Of each layer that has some; none for a dense model."""
 
 
 class OpenForm(TypedDict):
@@ -168,6 +169,12 @@ class RedundancyForm(OpenForm):
     load_gini: NotRequired[Number | None]
 
 
+class StructureForm(OpenForm):
+    """What a structured pruner took of a dense model; reports of older versions lack it."""
+
+    share_removed: Share
+
+
 class SkippingForm(OpenForm):
     evaluation: NotRequired[Share | None]
 
@@ -213,6 +220,7 @@ class ReportForm(OpenForm):
     experts: ExpertCountsForm
     sparsity: SparsityForm
     diagnostics: DiagnosticsForm
+    structure: NotRequired[StructureForm | None]
     expert_stage: NotRequired[ExpertStageForm | None]
     redundancy: NotRequired[RedundancyForm | None]
     skipping: NotRequired[SkippingForm | None]

@@ -38,7 +38,8 @@ def why_unusable(report: Any) -> str | None:
     except ValidationError as error:
         first, *others = [f"{_place(one['loc'])}: {_said(one)}" for one in error.errors(include_url=False)]
         return f"damaged, {first}" + (f", and {len(others)} more" if others else "")
-    if len(report["experts"]["before"]) != len(report["experts"]["after"]) or not sum(report["experts"]["before"]):
+    before, after = (report["experts"][side] for side in ("before", "after"))
+    if len(before) != len(after) or (before and not sum(before)):
         return "damaged, experts.after: must have a number for each of experts.before, which are not all 0"
     if report["metrics"] and "lm-eval" not in report["provenance"]["versions"]:
         return "damaged, provenance.versions.lm-eval: missing"

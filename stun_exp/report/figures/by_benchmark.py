@@ -67,11 +67,12 @@ def ranking(study: Study, quality: Quality) -> Iterator[FigureSpec]:
 
 
 def _percent_by_experts(point: Point) -> float:
-    """Of all that is gone, the share that went with whole experts."""
+    """Of all that is gone, the share that went with whole experts, or parts of a dense model."""
     return 100 * mean(_by_experts(report) for report in point.reports)
 
 
 def _by_experts(report: RunReport) -> float:
     layers = report["sparsity"]["per_layer"]
     removed, zeros = (sum(layer[what] for layer in layers) for what in ("removed", "zeros"))
+    removed += report["sparsity"].get("restructured", 0)
     return float(removed / (removed + zeros or 1))

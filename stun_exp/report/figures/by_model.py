@@ -108,6 +108,7 @@ def by_experts(studies: Sequence[Study], quality: Quality) -> Iterator[FigureSpe
     """What each method does to a benchmark, against the number of experts in a layer of the model."""
     spots: dict[str, list[tuple[float, Value]]] = {}
     several = len({point.sparsity for study in studies for point in study.points}) > 1
+    studies = [study for study in studies if study.points[0].reports[0]["experts"]["before"]]
     for study in studies:
         for point in study.points:
             name = f"{point.label}, {100 * point.sparsity:g} %" if several else point.label

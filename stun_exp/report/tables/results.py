@@ -22,7 +22,7 @@ CHARGED = (
     "Seconds are charged: those of the run itself, and what each result that it took from the cache took when it was "
     "computed."
 )
-EXPERTS, TOTAL = "experts removed", "total sparsity"
+EXPERTS, PARTS, TOTAL = "experts removed", "parts removed", "total sparsity"
 LARGEST_PLAIN = 1e4
 """Of perplexities: beyond it the order of magnitude is all that says anything."""
 
@@ -33,7 +33,8 @@ def results_table(reports: Sequence[RunReport], p_values: PValues | None = None)
     Bold, for each benchmark, among points of one sparsity: the best, and what is within noise of it (`contests`).
 
     `skipped`, where any run skips: share of the experts routed to for the benchmarks' tokens that were not run. What
-    the expert stage costs the layers, where that was measured. What the selection of experts cost: `calibration passes`
+    the expert stage costs the layers, where that was measured. What the selection of experts, or of parts of a dense
+    model, cost: `calibration passes`
     of the whole model over the calibration tokens, where a layer that runs every expert on every token counts
     num_experts / top_k; and seconds. The largest peak of memory before the evaluation, the device's where there is one.
     `total (s)` is the whole run's. All seconds are charged ones, so that methods are compared, and not what lay in the
@@ -46,13 +47,14 @@ def results_table(reports: Sequence[RunReport], p_values: PValues | None = None)
     several = any(len(point.reports) > 1 for point in found)
     skipping = any(report.get("skipping") for report in reports)
     damage = [name for name in DAMAGE if any(_known(point, name) for point in found)]
-    keys = [*settings, *["seeds"] * several, EXPERTS, TOTAL]
+    first_stages = _first_stages(reports)
+    keys = [*settings, *["seeds"] * several, *first_stages, TOTAL]
     rows = [
         [
             Cell(point.name),
             *(Cell(point.settings.get(name, "-")) for name in settings),
             *[_number(len(point.reports), "{:.0f}")] * several,
-            *_pruned(point),
+            *_pruned(point, first_stages),
             *[_skipped(point)] * skipping,
             *(figure_cell(key, point.measured(key), bold=(key, id(point)) in bold) for key in figures),
             *(_damage(point, name) for name in damage),
@@ -99,11 +101,22 @@ def _group(point: Point, missed: bool) -> str:
     return "" if point.is_unpruned else f"Total sparsity {100 * point.sparsity:g} %" + " requested" * missed
 
 
-def _pruned(point: Point) -> list[Cell]:
-    """Share of the experts and of the weights that is gone."""
-    experts = 0.0 if point.is_baseline else mean(report["experts"]["ratio"] for report in point.reports)
+def _first_stages(reports: Sequence[RunReport]) -> list[str]:
+    """The columns for what the first stages take: experts of mixtures, parts of dense models."""
+    has_experts = any(report["experts"].get("before") for report in reports)
+    has_parts = any(report.get("structure") for report in reports)
+    return [EXPERTS] * (has_experts or not has_parts) + [PARTS] * has_parts
+
+
+def _pruned(point: Point, first_stages: Sequence[str]) -> list[Cell]:
+    """Share of the experts, of the weights in other parts, and of all weights that is gone."""
+    shares = {
+        EXPERTS: [report["experts"]["ratio"] for report in point.reports],
+        PARTS: [(report.get("structure") or {}).get("share_removed", 0.0) for report in point.reports],
+    }
+    first = [0.0 if point.is_baseline else mean(shares[name]) for name in first_stages]
     weights = 0.0 if point.is_baseline else mean(report["sparsity"]["achieved"] for report in point.reports)
-    return [_number(100 * experts, "{:.1f} %"), _number(100 * weights, "{:.2f} %")]
+    return [*(_number(100 * share, "{:.1f} %") for share in first), _number(100 * weights, "{:.2f} %")]
 
 
 def _skipped(point: Point) -> Cell:
@@ -130,10 +143,11 @@ def _costs(point: Point) -> list[Cell]:
     if point.is_baseline:
         return [Cell("-")] * len(COSTS)
     costs = [report["cost"] for report in point.reports]
-    passes = mean(cost["experts"]["forward_passes"] for cost in costs)
+    selecting = [[cost[stage] for stage in ("structure", "experts") if stage in cost] for cost in costs]
+    passes = mean(sum(stage["forward_passes"] for stage in stages) for stages in selecting)
     return [
         Cell(passes_text(passes), passes),
-        _number(mean(cost["experts"]["charged_seconds"] for cost in costs), "{:.1f}"),
+        _number(mean(sum(stage["charged_seconds"] for stage in stages) for stages in selecting), "{:.1f}"),
         _number(max(_peak_gib(cost) for cost in costs), "{:.2f}"),
         _number(mean(sum(stage["charged_seconds"] for stage in cost.values()) for cost in costs), "{:.0f}"),
     ]

@@ -223,3 +223,20 @@ def test_a_table_is_printed_with_its_notes(capsys: pytest.CaptureFixture[str]) -
 def test_a_column_of_words_with_a_gap_holds_no_numbers() -> None:
     rows = [[Cell("unpruned"), Cell("-"), Cell("-")], [Cell("STUN"), Cell("average"), Cell("2.0", 2.0)]]
     assert ResultsTable(["method", "linkage", "passes"], rows).numeric == [False, False, True]
+
+
+def test_parts_of_a_dense_model_are_a_column_in_the_place_of_experts(make_report: Make) -> None:
+    """What selecting them cost is counted with it; beside mixtures both columns are there."""
+    dense, mixture = make_report("FLAP", sparsity=0.5), make_report("STUN", sparsity=0.5, model="bundled:other")
+    dense["experts"] = {"before": [], "after": [], "ratio": 0.0}
+    dense["structure"] = {"share_removed": 0.051}
+    dense["cost"]["structure"] = stage(2.0, 0.5, passes=1.0)
+    dense["cost"]["experts"] = stage(0.0, 0.5)
+    table = results_table([dense])
+    assert table.columns[1:3] == ["parts removed", "total sparsity"]
+    assert table.rows[0][1:3] == ["5.1 %", "50.00 %"]
+    assert table.rows[0][table.columns.index("calibration passes")] == "1"
+    assert table.rows[0][table.columns.index("selection (s)")] == "2.0"
+    both = results_table([dense, mixture])
+    assert both.columns[1:4] == ["experts removed", "parts removed", "total sparsity"]
+    assert sorted(row[1:3] for row in both.rows) == [["0.0 %", "5.1 %"], ["20.3 %", "0.0 %"]]
