@@ -6,7 +6,7 @@ from scripts.benchmarks.timing import alternate, ratio
 
 
 def surgeon_vs_dense_inverse() -> dict[str, Any]:
-    """4 rows and 6 columns of a 48 x 64 matrix made up for through K-FAC's factors, against the whole Hessian's inverse."""
+    """4 rows and 6 columns of a 48 x 64 matrix, made up for through K-FAC's factors, against the Hessian's inverse."""
     import torch
 
     from stun_exp.structured_pruner.kronecker import damped, without

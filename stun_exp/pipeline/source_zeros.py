@@ -1,9 +1,8 @@
 """Weights that are zero before the weight stage: what they leave of a budget, and what a run says of them.
 
 A checkpoint that was pruned before has them, one whose parts a structured pruner has made zero, and a format with few
-numbers (MXFP4). The weight stage takes them
-first, as every pruner's criterion puts them last, and they count in its share. Where it does not go, nobody has pruned
-them, and they do not count.
+numbers (MXFP4). The weight stage takes them first, as every pruner's criterion puts them last, and they count in its
+share. Where it does not go, nobody has pruned them, and they do not count.
 """
 
 from collections.abc import Sequence
