@@ -30,6 +30,7 @@ from scripts.benchmarks.experts import (
 from scripts.benchmarks.inspection import inspect_command_seconds, inspect_million_seconds
 from scripts.benchmarks.models import nf4_expert_bytes_ratio, observe_over_forward
 from scripts.benchmarks.streaming import stream_over_memory, stream_overlap, stream_rss_per_layer
+from scripts.benchmarks.structured import surgeon_vs_dense_inverse
 from scripts.benchmarks.sweeps import (
     grid20_dense_over_point,
     grid20_pruned_over_twenty,
@@ -85,6 +86,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
         grid20_pruned_over_twenty,
         resweep_seconds,
         report200_seconds,
+        surgeon_vs_dense_inverse,
     )
 }
 

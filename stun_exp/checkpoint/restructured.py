@@ -15,7 +15,7 @@ from stun_exp.checkpoint.checkpoint import Checkpoint
 from stun_exp.checkpoint.older_keys import with_older_keys
 from stun_exp.checkpoint.shards import INDEX, Shard, write_shard
 from stun_exp.checkpoint.source import carried_files
-from stun_exp.moe.coupled import LayerCut, coupled_of, head_size, sizes_of
+from stun_exp.moe.coupled import LayerCut, coupled_of, head_size, out_columns, sizes_of
 from stun_exp.moe.layers import MoELayer
 from stun_exp.utils.files import sync_folder, write_file
 
@@ -23,15 +23,17 @@ _BY_LAYER = ("layer_types", "no_rope_layers")
 """Lists in config.json with an entry for each layer."""
 
 
-def restructured_config(source: Checkpoint, cuts: Sequence[LayerCut]) -> dict[str, Any]:
-    """config.json of the model that the cuts leave.
+def restructured_config(
+    source: Checkpoint, cuts: Sequence[LayerCut], dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """config.json of the model that the cuts leave, written in `dtype`, or as any pruned copy of the source is.
 
     Equal widths are under the architecture's own keys, which stock loaders read; of others we keep a list.
     """
     raw = deepcopy(source.raw)
     for key in ("auto_map", "quantization_config", "torch_dtype"):
         raw.pop(key, None)
-    raw["dtype"] = str(source.written_dtype).removeprefix("torch.")
+    raw["dtype"] = str(dtype or source.written_dtype).removeprefix("torch.")
     kept = [cut for cut in cuts if not cut.dropped]
     raw["num_hidden_layers"] = len(kept)
     for key in _BY_LAYER:
@@ -58,10 +60,10 @@ def _widths(source: Checkpoint, cut: LayerCut) -> tuple[int, int]:
 
 def _stock_widths(source: Checkpoint, units: int, groups: int) -> dict[str, Any]:
     layer = source.outline(0)
-    coupled, sizes = coupled_of(layer), sizes_of(layer)
+    coupled = coupled_of(layer)
     widths: dict[str, Any] = {coupled.width_key: units}
-    if groups != sizes.groups:
-        heads = source.config.num_attention_heads // sizes.groups
+    if groups and groups != source.config.num_key_value_heads:
+        heads = len(out_columns(layer, [0])) // head_size(layer)  # of a group; the config counts those of equal layers
         widths |= {"num_attention_heads": groups * heads, "num_key_value_heads": groups, "head_dim": head_size(layer)}
     return widths
 
@@ -74,9 +76,9 @@ class RestructuredWriter:
         self.source = source
         self.path = path
         self.config = dict(config)
-        self.target = Architecture(path, source.written_dtype, dimensions=self.config)
+        self.target = Architecture(path, dimensions=self.config)
         self.shards: list[Shard] = []
-        path.mkdir(exist_ok=True)
+        path.mkdir(exist_ok=True, parents=True)
         sync_folder(path.parent)
         (path / INDEX).unlink(missing_ok=True)  # a folder with an index is whole
 
@@ -100,7 +102,7 @@ class RestructuredWriter:
     def finish(self) -> None:
         """Writes what lies outside the layers, what is carried along, config and index."""
         rest = {
-            key: tensor.to(self.source.written_dtype_of(self.source.keys.target(key)))
+            key: tensor.to(self.target.written_dtype_of(self.source.keys.target(key)))
             for key, tensor in self.source.read_rest().items()
         }
         self._write(rest)

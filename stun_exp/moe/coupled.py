@@ -25,6 +25,13 @@ class Sizes(NamedTuple):
     group_weights: int
 
 
+class Lines(NamedTuple):
+    """Rows and columns of one matrix; None for all of them."""
+
+    rows: Sequence[int] | None = None
+    columns: Sequence[int] | None = None
+
+
 @dataclass(frozen=True)
 class LayerCut:
     """What of one dense layer stays."""
@@ -38,6 +45,8 @@ class LayerCut:
     """Whether the whole layer goes."""
     biases: Mapping[str, Tensor] | None = None
     """What stands in for the mean of what went: added to the bias of the linear of that path."""
+    zeros: Mapping[str, Lines] | None = None
+    """Rows, with their biases, and columns that become zero, by the linear's path; shapes stay."""
 
 
 def coupled_of(layer: MoELayer) -> Coupled:
@@ -78,25 +87,43 @@ def out_columns(layer: MoELayer, groups: Sequence[int]) -> list[int]:
     return _spans(groups, size)
 
 
-def cut_(layer: MoELayer, cut: LayerCut) -> None:
-    """Takes from a dense layer what its cut does not name; what stays is the layer's bit for bit."""
-    coupled = coupled_of(layer)
-    if cut.groups is not None:
+def lines_of(layer: MoELayer, units: Sequence[int] | None, groups: Sequence[int] | None) -> dict[str, Lines]:
+    """What of which linear belongs to the named hidden units and groups of heads, by its path."""
+    coupled, lines = coupled_of(layer), {}
+    if groups is not None:
         assert coupled.heads is not None
-        query, key, value, out = (_linear(layer, path) for path in coupled.heads)
-        columns = out_columns(layer, cut.groups)
-        rows = _spans(cut.groups, head_size(layer))
-        _cut_rows_(query, columns)
-        for linear in (key, value):
-            _cut_rows_(linear, rows)
-        _cut_columns_(out, columns)
-    if cut.units is not None:
+        query, key, value, out = coupled.heads
+        columns, rows = out_columns(layer, groups), _spans(groups, head_size(layer))
+        lines = {query: Lines(columns), key: Lines(rows), value: Lines(rows), out: Lines(columns=columns)}
+    if units is not None:
         num_units = _linear(layer, coupled.down).in_features
         for path in coupled.ups:
-            linear = _linear(layer, path)
-            halves = linear.out_features // num_units
-            _cut_rows_(linear, [half * num_units + unit for half in range(halves) for unit in cut.units])
-        _cut_columns_(_linear(layer, coupled.down), list(cut.units))
+            halves = range(_linear(layer, path).out_features // num_units)
+            lines[path] = Lines([half * num_units + unit for half in halves for unit in units])
+        lines[coupled.down] = Lines(columns=list(units))
+    return lines
+
+
+def lost_lines(layer: MoELayer, cut: LayerCut) -> dict[str, Lines]:
+    """What a cut takes of which linear; one that loses nothing is not among them."""
+    sizes = sizes_of(layer)
+    units, groups = _others(sizes.units, cut.units), _others(sizes.groups, cut.groups)
+    return {**lines_of(layer, units or None, groups or None), **(cut.zeros or {})}
+
+
+def _others(number: int, kept: Sequence[int] | None) -> list[int]:
+    return [] if kept is None else sorted(set(range(number)) - set(kept))
+
+
+def cut_(layer: MoELayer, cut: LayerCut) -> None:
+    """Takes from a dense layer what its cut does not name; what stays is the layer's bit for bit."""
+    for path, lines in lines_of(layer, cut.units, cut.groups).items():
+        if lines.rows is not None:
+            _cut_rows_(_linear(layer, path), lines.rows)
+        if lines.columns is not None:
+            _cut_columns_(_linear(layer, path), lines.columns)
+    for path, lines in (cut.zeros or {}).items():
+        _zero_(_linear(layer, path), lines)
     for path, bias_O in (cut.biases or {}).items():
         _add_bias_(_linear(layer, path), bias_O)
 
@@ -134,6 +161,13 @@ def _cut_columns_(linear: nn.Linear, columns: Sequence[int]) -> None:
     index = torch.tensor(columns, device=linear.weight.device)
     linear.weight = _parameter(linear.weight.detach()[:, index].contiguous())
     linear.in_features = len(columns)
+
+
+def _zero_(linear: nn.Linear, lines: Lines) -> None:
+    linear.weight[:, list(lines.columns or ())] = 0
+    linear.weight[list(lines.rows or ())] = 0
+    if linear.bias is not None:
+        linear.bias[list(lines.rows or ())] = 0
 
 
 def _add_bias_(linear: nn.Linear, bias_O: Tensor) -> None:

@@ -47,6 +47,9 @@ class Statistic:
     def linear(self, name: str, x_TC: Tensor) -> None:
         """The input of a plain linear (attention, dense or shared feed-forward)."""
 
+    def gradient(self, name: str, x_NC: Tensor, g_NO: Tensor) -> None:
+        """The input of a plain linear and the loss's gradient at its output, where the layer is run backwards."""
+
     def layer(self, x_BTD: Tensor, y_BTD: Tensor) -> None:
         """The hidden states of a batch that come into the layer, and those that leave it."""
 
@@ -81,6 +84,7 @@ def observe(layer: MoELayer, statistics: Sequence[Statistic]) -> Iterator[None]:
     hooks = [layer.module.register_forward_hook(_layer_hook(statistics))]
     for name, linear in layer.linears():
         hooks.append(linear.register_forward_pre_hook(_linear_hook(name, statistics)))
+        hooks.append(linear.register_forward_hook(_gradient_hook(name, statistics)))
     if layer.is_moe:
         hooks.append(layer.router.register_forward_hook(_keep_logits(layer.experts)))
         config = layer.experts.config
@@ -109,6 +113,21 @@ def _linear_hook(name: str, statistics: Sequence[Statistic]) -> Any:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         for statistic in statistics:
             statistic.linear(name, args[0].flatten(0, -2))
+
+    return hook
+
+
+def _gradient_hook(name: str, statistics: Sequence[Statistic]) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        x_NC = args[0].detach().flatten(0, -2)
+
+        def on_gradient(gradient: Tensor) -> None:
+            for statistic in statistics:
+                statistic.gradient(name, x_NC, gradient.flatten(0, -2))
+
+        output.register_hook(on_gradient)
 
     return hook
 

@@ -27,7 +27,7 @@ from stun_exp.pipeline.preflight import (
     load_tokenizer,
     warnings_at_once,
 )
-from stun_exp.pipeline.source_zeros import WORTH_SAYING, LayerZeros, check_reachable, layer_zeros, share_of
+from stun_exp.pipeline.source_zeros import LayerZeros, check_reachable, layer_zeros, share_of
 from stun_exp.pipeline.training_text import training_sequences
 from stun_exp.pipeline.weight_stage import WeightStage
 from stun_exp.state.artifacts import CHECKPOINT, REPORT
@@ -157,10 +157,10 @@ def _zeros(
     """Looks at every weight of the source, once for all runs of it; ValueError if its zeros rule the budget out."""
     census = _census(run, checkpoint, identity)
     zeros = layer_zeros(checkpoint, census, stage)
-    share = share_of(zeros, census, checked.budget, stage.scope)
+    share = share_of(zeros, census, checked.budget.in_scope, stage.scope)
     if stage.pruner.prunes and not fixed_ratio(stage.pruner.pattern):
         check_reachable(zeros, checked.budget, checked.num_removed, share)
-    return zeros, share if share >= WORTH_SAYING else 0.0
+    return zeros, share
 
 
 def _census(run: RunContext, checkpoint: Checkpoint, identity: dict[str, str]) -> Census:

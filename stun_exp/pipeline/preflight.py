@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from stun_exp.calibration.protocol import Calibration
 from stun_exp.checkpoint.architecture import Architecture
 from stun_exp.checkpoint.checkpoint import Checkpoint
@@ -106,10 +108,13 @@ def check_room(settings: Settings, checkpoint: Checkpoint, out: Path) -> None:
     memory = machine()["RAM"]
     sequences = calibration.num_sequences + settings.recovery.num_sequences
     text = TOKEN_BYTES * sequences * calibration.sequence_length
-    # Those that reach a layer and those that leave it.
-    states = 2 * calibration.num_sequences * calibration.sequence_length * checkpoint.dtype.itemsize
-    states *= checkpoint.config.get_text_config().hidden_size
-    in_memory = min(states, 2 * stream.hidden_states_gb * 1e9)
+    # Those that reach a layer and those that leave it; gradients want what reached each layer, in 32 bits.
+    states = calibration.num_sequences * calibration.sequence_length * checkpoint.config.get_text_config().hidden_size
+    if settings.structured_pruner.needs_gradients():
+        states, lists = states * torch.float32.itemsize * (2 + checkpoint.num_layers), 3
+    else:
+        states, lists = states * checkpoint.dtype.itemsize * 2, 2
+    in_memory = min(states, lists * stream.hidden_states_gb * 1e9)
     asked = (
         f"calibration.num_sequences={calibration.num_sequences} of {calibration.sequence_length} tokens"
         f"{f' and recovery.num_sequences={settings.recovery.num_sequences}' if settings.recovery.num_sequences else ''}"
@@ -237,6 +242,11 @@ def check_structure(settings: Settings, checkpoint: Architecture) -> None:
         raise ValueError(
             f"structured_pruner.official=true takes a batch for one sequence, and calibration.batch_size="
             f"{settings.calibration.batch_size}; pass calibration.batch_size=1"
+        )
+    if pruner.needs_gradients() and settings.model.load == "nf4":
+        raise ValueError(
+            "model.load=nf4 runs weights in 4 bits, and this structured_pruner takes gradients in 32; pass "
+            "model.load=full"
         )
     n_of_m = parsed(settings.unstructured_pruner.pattern) if settings.unstructured_pruner.prunes else None
     pruner.check(checkpoint.outlines, n_of_m[1] if n_of_m else 1)

@@ -25,7 +25,7 @@ from stun_exp.pipeline.report import leave_report, report_of
 from stun_exp.pipeline.skip import SKIP, skip
 from stun_exp.pipeline.structure import restructure, weights_taken
 from stun_exp.pipeline.verify import VERIFY, verify
-from stun_exp.state.artifacts import CHECKPOINT, REPORT, STRUCTURED
+from stun_exp.state.artifacts import CHECKPOINT, REPORT, SHOTS, STRUCTURED
 from stun_exp.state.finished import is_over
 from stun_exp.state.ownership import remove
 from stun_exp.tracker.protocol import harmless
@@ -107,7 +107,8 @@ def begin(run: RunContext, names: Sequence[str]) -> None:
     anew = is_over(run.out) or run.settings.resume == "restart"
     run.begin(run.made_of(), anew, names)
     if anew:
-        remove(run.out, [REPORT, *run.own_in(CHECKPOINT), *run.own_in(STRUCTURED), *run.own_in("recovery")])
+        folders = (CHECKPOINT, STRUCTURED, SHOTS, "recovery")
+        remove(run.out, [REPORT, *(name for folder in folders for name in run.own_in(folder))])
     write_file(run.out / "config.yaml", [yaml.safe_dump(run.spec.config, sort_keys=False).encode()])
 
 

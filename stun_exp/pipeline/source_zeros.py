@@ -1,8 +1,8 @@
-"""Weights that are zero before anything is pruned: what they leave of a budget, and what a run says of them.
+"""Weights that are zero before the weight stage: what they leave of a budget, and what a run says of them.
 
-A checkpoint that was pruned before has them, and so has a format with few numbers (MXFP4). The weight stage takes them
-first, as every pruner's criterion puts them last, and they count in its share. Where it does not go, nobody has pruned
-them, and they do not count.
+A checkpoint that was pruned before has them, one whose parts a structured pruner has made zero, and a format with few
+numbers (MXFP4). The weight stage takes them first, as every pruner's criterion puts them last, and they count in its
+share. Where it does not go, nobody has pruned them, and they do not count.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,11 @@ def _of_layer(
     return LayerZeros(sum(matrices.values()) + others if stage.scope == "model" else in_scope, prunable)
 
 
-def share_of(zeros: Sequence[LayerZeros], census: Census, budget: Budget, scope: Scope) -> float:
-    """The share of the weights in scope that is zero before anything is pruned."""
+def share_of(zeros: Sequence[LayerZeros], census: Census, in_scope: int, scope: Scope) -> float:
+    """The share of the weights in scope that is zero before the weight stage; 0 for what is not worth saying."""
     outside = census.outside if scope == "model" else 0
-    return (sum(layer.in_scope for layer in zeros) + outside) / max(budget.in_scope, 1)
+    share = (sum(layer.in_scope for layer in zeros) + outside) / max(in_scope, 1)
+    return share if share >= WORTH_SAYING else 0.0
 
 
 def check_reachable(zeros: Sequence[LayerZeros], budget: Budget, num_removed: int, share: float) -> None:
@@ -90,7 +91,7 @@ def _check(budget: Budget, zeros: float, share: float, how: str) -> None:
     least = (budget.removed + zeros) / budget.in_scope
     if least > budget.sparsity + BUDGET_TOLERANCE:
         raise ValueError(
-            f"sparsity={budget.sparsity}: {share:.4f} of the weights in scope are zero in the source already, and "
+            f"sparsity={budget.sparsity}: {share:.4f} of the weights in scope are zero before the weight stage, and "
             f"with the experts that go the total is {how}at least {least:.4f}; pass sparsity={least + 0.0001:.4f} or "
             "more, or lower expert_pruner.ratio"
         )

@@ -124,8 +124,8 @@ def off_target(settings: Settings, achieved: float, weights_ratio: float, source
         return [f"this allocation does not keep to the total: {achieved:.4f} of the weights in scope, not {requested}"]
     if 0 < achieved - target <= source_zeros:
         return [
-            f"{achieved:.4f} of the weights in scope are gone, not {requested}: {source_zeros:.4f} were zero in the "
-            "source, and in some rows more than the weight stage would take"
+            f"{achieved:.4f} of the weights in scope are gone, not {requested}: {source_zeros:.4f} were zero before, "
+            "and in some rows more than the weight stage would take"
         ]
     raise ValueError(f"asked for {requested}, but {achieved:.4f} is on disk")
 

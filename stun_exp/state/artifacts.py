@@ -8,6 +8,8 @@ LOG = "run.log"
 CHECKPOINT = "checkpoint"
 STRUCTURED = "structured"
 """What the structured pruner leaves of the model, for the stages after it."""
+SHOTS = "shots"
+"""What a structured pruner's earlier shots leave of the model, until the next has been."""
 RECOVERY = "recovery/state.pt"
 ARTIFACTS = (
     *("config.yaml", "metrics.json", "plan.json", REPORT, "retained_experts.json", "sparsity.json", LOG, RECOVERY),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stun_exp.utils.files import PARTIAL
 
-FOLDERS = ("checkpoint", "recovery", "structured")
+FOLDERS = ("checkpoint", "recovery", "shots", "structured")
 """Folders in a run's folder that hold nothing but what the run has made."""
 
 

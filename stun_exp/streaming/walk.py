@@ -51,7 +51,7 @@ class Step:
         self.hidden_BTD = hidden_BTD
         self.dense = dense
         """What is known of its inputs, if they come through layers as the expert stage left them."""
-        self._arguments = arguments
+        self.arguments = arguments
         self.outputs_BTD: list[Tensor] | None = None
         self.handed_on: list[dict[int, Any]] = []
         """For each batch, what the next layer takes besides hidden states, by its place among the arguments."""
@@ -69,7 +69,7 @@ class Step:
         self.outputs_BTD, self.handed_on = [], []
         device = next(self.layer.module.parameters()).device
         with self.precision(self.layer):
-            for hidden, (args, kwargs) in islice(zip(self.hidden_BTD, self._arguments, strict=True), batches):
+            for hidden, (args, kwargs) in islice(zip(self.hidden_BTD, self.arguments, strict=True), batches):
                 output = self.layer.module(hidden.to(device), *args, **kwargs)
                 self.spill.keep(self.outputs_BTD, output[0] if isinstance(output, tuple) else output)
                 self.handed_on.append({there: output[here] for here, there in self.layer.family.hands_on.items()})
@@ -77,7 +77,7 @@ class Step:
 
     def with_layer(self, layer: MoELayer) -> "Step":
         """Another layer in the place of this one, with the hidden states that reach it."""
-        step = Step(layer, self.hidden_BTD, self._arguments, self.precision, self.spill, None, self.num_layers)
+        step = Step(layer, self.hidden_BTD, self.arguments, self.precision, self.spill, None, self.num_layers)
         layer.module.to(next(self.layer.module.parameters()).device)
         return step
 
@@ -141,14 +141,16 @@ class Walk:
         for _, step in walk_together([self]):
             yield step
 
-    def layers(self) -> Iterator[MoELayer]:
-        """Layer after layer as it is read, the next one while the caller works on one."""
+    def layers(self, backwards: bool = False) -> Iterator[MoELayer]:
+        """Layer after layer as it is read, the next while the caller works on one; `backwards` from the last on."""
+        order = range(self.checkpoint.num_layers)
+        order = order[::-1] if backwards else order
         with ThreadPoolExecutor(1) as reader:
-            following = reader.submit(self._read, 0)
-            for index in track(range(self.checkpoint.num_layers), self.what):
+            following = reader.submit(self._read, order[0])
+            for place, _ in enumerate(track(order, self.what), 1):
                 layer = following.result()
-                if index + 1 < self.checkpoint.num_layers:
-                    following = reader.submit(self._read, index + 1)
+                if place < len(order):
+                    following = reader.submit(self._read, order[place])
                 yield layer
                 del layer
                 give_back()

@@ -1,4 +1,4 @@
-"""What a structured pruner is: it decides which parts of a dense model stay, and changes nothing."""
+"""What a structured pruner is: it decides which parts of a dense model stay, and what becomes of their weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,9 +25,10 @@ class Cuts:
 
 
 class StructuredPruner(Component):
-    """Decides which parts of a dense model go, from one pass over the calibration tokens or from weights alone.
+    """Decides which parts of a dense model go, from passes over the calibration tokens or from weights alone.
 
-    It meets one layer of the unpruned model at a time, and decides for all of them at the end.
+    It meets one layer of the model at a time, and decides for all of them at the end. One of several shots does so
+    again on what the last shot has left.
     """
 
     def removed_share(self) -> float:
@@ -46,6 +47,18 @@ class StructuredPruner(Component):
         """Whether the calibration must come in batches of one sequence."""
         return False
 
+    def needs_gradients(self) -> bool:
+        """Whether layers are run backwards too. All is in 32 bits then, also what is written between shots."""
+        return False
+
+    def num_shots(self) -> int:
+        """How often it is gone through the model."""
+        return 1
+
+    def after(self, shot: int, taken: float) -> "StructuredPruner":
+        """The pruner of the next shot, for a model that has lost that share of its weights in `shot` shots."""
+        return self
+
     def check(self, outlines: "Sequence[MoELayer]", multiple: int) -> None:
         """ValueError, before a weight is read, if these layers cannot lose what is asked.
 
@@ -62,6 +75,9 @@ class StructuredPruner(Component):
     def plan(self, findings: list[Any]) -> Cuts:
         """What stays of all layers; `findings` are in the order of the layers."""
         raise AssertionError("a structured pruner that removes something defines this")
+
+    def adjust_(self, layer: "MoELayer", cut: "LayerCut", statistics: "list[Statistic]") -> None:
+        """Makes up, in the weights of a layer that is still whole, for what its cut is going to take."""
 
 
 class WithRatio(StructuredPruner):

@@ -48,7 +48,7 @@ def by_forward_passes(
         for kept in combinations(range(step.layer.num_experts), num_kept):
             layer = checkpoint.read_layer(step.layer.index)
             layer.regroup([[expert] for expert in kept])
-            outputs = routed(Step(layer, step.hidden_BTD, step._arguments))
+            outputs = routed(Step(layer, step.hidden_BTD, step.arguments))
             loss = sum(float((a - b).double().norm()) for a, b in zip(outputs, targets, strict=True))
             losses.append((loss, list(kept)))
         best[step.layer.index] = min(losses)

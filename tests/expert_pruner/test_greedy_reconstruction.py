@@ -26,7 +26,7 @@ def one_at_a_time(checkpoint: Checkpoint, batches_BT: list[Tensor], num_removed:
             for expert in left:
                 layer = checkpoint.read_layer(step.layer.index)
                 layer.regroup([[other] for other in left if other != expert])
-                trial = Step(layer, step.hidden_BTD, step._arguments)
+                trial = Step(layer, step.hidden_BTD, step.arguments)
                 trial.forward()
                 changes = [(a - b).double().norm() for a, b in zip(trial.outputs_BTD or [], targets, strict=True)]
                 losses.append((float(sum(changes)), expert))

@@ -64,7 +64,9 @@ def test_a_total_that_the_zeros_exceed_is_refused_before_anything_is_run(
     runner: Runner, pruned: str, tmp_path: Path, sparsity: float
 ) -> None:
     """Without the expert stage's plan: whichever experts go, 40 % of what stays is zero."""
-    with pytest.raises(ValueError, match=r"0\.40\d\d of the weights in scope are zero in the source already") as error:
+    with pytest.raises(
+        ValueError, match=r"0\.40\d\d of the weights in scope are zero before the weight stage"
+    ) as error:
         runner(pruned, "expert_pruner=random", "expert_pruner.ratio=0.25", f"sparsity={sparsity}")
     assert "the total is at least 0.5" in str(error.value)
     assert not (tmp_path / "run" / "journal.jsonl").exists()
