@@ -24,8 +24,9 @@ class SamplingParams:
         self.max_tokens = max_tokens
 
 class LLM:
-    def __init__(self, model, dtype, max_model_len, max_num_seqs, gpu_memory_utilization, enable_prefix_caching, seed):
-        assert (dtype, max_model_len, max_num_seqs, enable_prefix_caching) == ("float32", 11, 2, False)
+    def __init__(self, model, dtype, max_model_len, max_num_seqs, enable_prefix_caching, enforce_eager, **_):
+        assert (dtype, max_model_len, max_num_seqs) == ("float32", 11, 2)
+        assert (enable_prefix_caching, enforce_eager) == (False, True)
         if "refused" in model:
             raise ValueError("no such\\nmodel")
 
@@ -33,16 +34,21 @@ class LLM:
         assert all(len(prompt["prompt_token_ids"]) == 8 for prompt in prompts) and not use_tqdm
         time.sleep(0.01 * asked.max_tokens)
 '''
+PLATFORMS = """
+class current_platform:
+    is_cpu = staticmethod(lambda: True)
+"""
 WORK = Workload((1, 2), prompt_tokens=8, new_tokens=3, repeats=2)
 
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """(The text of its vllm.py) -> a Python that finds a stand-in for vLLM, and not what this process finds."""
+    """(The text of its vllm) -> a Python that finds a stand-in for vLLM, and not what this process finds."""
 
     def make(module: str) -> str:
-        (tmp_path / "site").mkdir()
-        (tmp_path / "site" / "vllm.py").write_text(module)
+        (tmp_path / "site" / "vllm").mkdir(parents=True)
+        (tmp_path / "site" / "vllm" / "__init__.py").write_text(module)
+        (tmp_path / "site" / "vllm" / "platforms.py").write_text(PLATFORMS)
         program = tmp_path / "python"
         program.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site" exec "{sys.executable}" "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)

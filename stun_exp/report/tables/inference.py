@@ -86,8 +86,9 @@ def inference_table(reports: Sequence[RunReport]) -> ResultsTable | None:
 def circumstances(block: Block) -> str:
     """With what and how a comparison was measured."""
     work = block["workload"]
+    threads = f"{block['threads']} thread{'s' * (block['threads'] > 1)}"
     return (
-        f"Measured by {block['engine']} on {block['device']}, {block['threads']} threads, {block['dtype']}: prompts of "
+        f"Measured by {block['engine']} on {block['device']}, {threads}, {block['dtype']}: prompts of "
         f"{work['prompt_tokens']} tokens of text, {work['new_tokens']} generated behind each; the median of "
         f"{work['repeats']} rounds, all models in turns."
     )
