@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from stun_exp.calibration.toy import ToyText
 from stun_exp.checkpoint.checkpoint import Checkpoint
@@ -47,7 +47,8 @@ class Reference:
     """Log-probabilities of the texts' tokens in 32 bits, B x T-1."""
     own: Tensor
     """The same in the checkpoint's dtype."""
-    greedy: list[str]
+    greedy: dict[str, list[str]]
+    """What follows the prompts, likeliest token by token, by the dtype that is computed in: that one, and 32 bits."""
     end: int
     """The token that ends a text."""
 
@@ -79,11 +80,18 @@ def reference(folder: Path) -> Reference:
     exact = log_probabilities(exact_logits_BTV(model, written.paths, batch), texts)
     own = log_probabilities(logits_BTV(model, batch), texts)
     end = tokenizer.eos_token_id
+    dtype, greedy = str(written.dtype).removeprefix("torch."), {}
+    for name in (dtype, "float32"):
+        made = _greedy(model.to(getattr(torch, name)), prompts_BT)
+        greedy[name] = [tokenizer.decode(_until_end(ids, end)) for ids in made]
+    return Reference(folder, dtype, texts, prompts_BT.tolist(), exact, own, greedy, end)
+
+
+def _greedy(model: PreTrainedModel, prompts_BT: Tensor) -> Ids:
     seen_BT = torch.ones_like(prompts_BT)
     made_BT = model.generate(prompts_BT, attention_mask=seen_BT, do_sample=False, max_new_tokens=GENERATED)
-    greedy = [tokenizer.decode(_until_end(ids, end)) for ids in made_BT[:, PROMPT_TOKENS:].tolist()]
-    dtype = str(written.dtype).removeprefix("torch.")
-    return Reference(folder, dtype, texts, prompts_BT.tolist(), exact, own, greedy, end)
+    ids: Ids = made_BT[:, PROMPT_TOKENS:].tolist()
+    return ids
 
 
 def _until_end(ids: list[int], end: int) -> list[int]:
@@ -139,7 +147,7 @@ def verdict(client: str, known: Reference, served: Reference | None = None) -> d
         answer = ASK[client](served or known)
     except Refused as why:
         return {"client": client, "proven": None, "because": str(why)}
-    greedy = {"greedy_equal": sum(a == b for a, b in zip(known.greedy, answer.greedy, strict=True))}
+    greedy = {"greedy_equal": sum(a == b for a, b in zip(known.greedy[answer.dtype], answer.greedy, strict=True))}
     found = {
         "client": client,
         "versions": answer.versions,

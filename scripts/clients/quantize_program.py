@@ -51,7 +51,7 @@ def _zeros(pruned: Path, quantized: Path) -> dict[str, int]:
         if not key.endswith(".weight_packed"):
             continue
         name = key.removesuffix("_packed")
-        was_zero = before[name] == 0
+        was_zero = before[name if name in before else _of_mixtral(name)] == 0
         shape = tuple(after[f"{name}_shape"].tolist())
         numbers = unpack_from_int32(packed, 4, shape)
         matrices += 1
@@ -59,6 +59,13 @@ def _zeros(pruned: Path, quantized: Path) -> dict[str, int]:
         zeros += int(was_zero.sum())
         kept += int((was_zero & (numbers == 0)).sum())
     return {"matrices": matrices, "weights": weights, "pruned_zeros": zeros, "zeros_that_stay": kept}
+
+
+def _of_mixtral(name: str) -> str:
+    """The key of a weight as its owners name it: llm-compressor names an expert's parts as other models do."""
+    for new, old in {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}.items():
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
