@@ -127,7 +127,7 @@ def _gradient_hook(name: str, statistics: Sequence[Statistic]) -> Any:
             for statistic in statistics:
                 statistic.gradient(name, x_NC, gradient.flatten(0, -2))
 
-        output.register_hook(on_gradient)
+        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     return hook
 

@@ -88,7 +88,7 @@ class CurvedLinear:
     def _invertible(self) -> Iterator[None]:
         try:
             yield
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"structured_pruner.damping={self._damping:g}: the curvature cannot be inverted with so little; pass "
                 f"structured_pruner.damping={10 * self._damping:g}"

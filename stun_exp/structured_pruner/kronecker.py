@@ -41,10 +41,11 @@ def part_costs(weight_RC: Tensor, inputs_CC: Tensor, outputs_RR: Tensor, num_par
     """
     inverse_CC = torch.cholesky_inverse(torch.linalg.cholesky(inputs_CC))[: num_parts * size, : num_parts * size]
     inverse_PSS = inverse_CC.reshape(num_parts, size, num_parts, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    weight_RPS = weight_RC[:, : num_parts * size].unflatten(1, (num_parts, size))
+    weight_RPS = weight_RC[:, : num_parts * size].reshape(-1, num_parts, size)
     curved_RPS = torch.einsum("qr,rps->qps", outputs_RR, weight_RPS)
     moment_PSS = torch.einsum("rps,rpt->pst", weight_RPS, curved_RPS)
-    return torch.linalg.solve(inverse_PSS, moment_PSS).diagonal(dim1=1, dim2=2).sum(-1) / 2
+    solved_PSS: Tensor = torch.linalg.solve(inverse_PSS, moment_PSS)
+    return solved_PSS.diagonal(dim1=1, dim2=2).sum(-1) / 2
 
 
 def without_rows(weight_RC: Tensor, outputs_RR: Tensor, rows: Sequence[int]) -> Tensor:
