@@ -30,9 +30,8 @@ def surgeon_vs_dense_inverse() -> dict[str, Any]:
     def by_dense_inverse() -> torch.Tensor:
         inverse, gone = torch.linalg.inv(torch.kron(outputs_RR, inputs_CC)), gone_RC.flatten()
         flat = weight_RC.flatten()
-        update = inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], flat[gone])
-        left_RC: torch.Tensor = (flat - update).view_as(weight_RC)
-        return left_RC
+        update: torch.Tensor = inverse[:, gone] @ torch.linalg.solve(inverse[gone][:, gone], flat[gone])
+        return (flat - update).view_as(weight_RC)
 
     torch.testing.assert_close(by_factors(), by_dense_inverse(), rtol=1e-6, atol=1e-8)
     ours, reference = alternate(by_factors, by_dense_inverse, repeats=3)

@@ -44,8 +44,8 @@ def part_costs(weight_RC: Tensor, inputs_CC: Tensor, outputs_RR: Tensor, num_par
     weight_RPS = weight_RC[:, : num_parts * size].reshape(-1, num_parts, size)
     curved_RPS = torch.einsum("qr,rps->qps", outputs_RR, weight_RPS)
     moment_PSS = torch.einsum("rps,rpt->pst", weight_RPS, curved_RPS)
-    cost_P: Tensor = torch.linalg.solve(inverse_PSS, moment_PSS).diagonal(dim1=1, dim2=2).sum(-1) / 2
-    return cost_P
+    solved_PSS: Tensor = torch.linalg.solve(inverse_PSS, moment_PSS)
+    return solved_PSS.diagonal(dim1=1, dim2=2).sum(-1) / 2
 
 
 def without_rows(weight_RC: Tensor, outputs_RR: Tensor, rows: Sequence[int]) -> Tensor:
