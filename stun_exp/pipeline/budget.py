@@ -56,8 +56,9 @@ class Budget:
         missing = self.sparsity * self.in_scope - self.removed
         if missing < -BUDGET_TOLERANCE * self.in_scope:
             raise ValueError(
-                f"sparsity={self.sparsity}: the first stage alone takes {self.removed / self.in_scope:.4f} of the "
-                f"weights in scope; raise sparsity or lower {self._first_ratio()}"
+                f"sparsity={self.sparsity}: the {self._first_stage()} stage alone takes "
+                f"{self.removed / self.in_scope:.4f} of the weights in scope; raise sparsity or lower "
+                f"{self._first_stage()}_pruner.ratio"
             )
         if missing > self.prunable:
             most = (self.removed + self.prunable) / self.in_scope
@@ -72,8 +73,8 @@ class Budget:
         layers = [replace(layer, prunable=round(layer.prunable * (1 - share))) for layer in self.layers]
         return replace(self, layers=layers, restructured=weights)
 
-    def _first_ratio(self) -> str:
-        return "structured_pruner.ratio" if self.restructured else "expert_pruner.ratio"
+    def _first_stage(self) -> str:
+        return "structured" if self.restructured else "expert"
 
 
 def weights_ratio(budget: Budget, pruner: UnstructuredPruner) -> float:

@@ -24,8 +24,6 @@ EXPERTS = Stage("experts", result=Plan, cached=True, warnings=lambda plan: plan.
 
 def decide_experts(run: RunContext, inputs: Inputs) -> Plan:
     """The plan of the run's expert pruner; an empty one for a dense model."""
-    if not moe_layers(inputs.checkpoint):
-        return Plan([])
     seen, reference = inputs.walk(run, "selecting experts"), inputs.walk(run, "full model")
     cached = StatisticsCache(run.store, inputs.calibrated_on(run), run.cost.charge)
     plan = plan_experts(inputs.checkpoint, run.settings.expert_pruner, seen, reference, cached)
@@ -68,6 +66,8 @@ def plan_experts(
     pruned ones, with what the `reference`, the full model on the same tokens, gives there.
     """
     layers = moe_layers(checkpoint)
+    if not layers:
+        return Plan([])
     # A replayed plan has its counts already.
     ratio = pruner.removed_share() if pruner.has_ratio() else 0.0
     kept = even_counts(layers, ratio)

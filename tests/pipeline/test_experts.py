@@ -24,7 +24,7 @@ from stun_exp.expert_pruner.protocol import ExpertPruner
 from stun_exp.expert_pruner.stun.stun import STUN
 from stun_exp.moe.plan import Plan, keep
 from stun_exp.pipeline.allocate import layer_ratios
-from stun_exp.pipeline.budget import Scope, budget_of
+from stun_exp.pipeline.budget import Scope, budget_of, expected_counts
 from stun_exp.pipeline.experts import even_counts, missed_ratio, plan_experts, uneven_losses
 from stun_exp.pipeline.prune import Pruning, prune_layers
 from stun_exp.pipeline.verify import count_written, prove_it_runs
@@ -238,16 +238,20 @@ def test_a_model_that_gives_nan_is_caught_at_its_layer(mixtral_copy: Path, token
         prove_it_runs(Walk(Checkpoint(mixtral_copy, None), [tokens_BT], CPU, "test"))
 
 
-def test_a_model_without_experts_is_refused(
+def test_a_model_without_experts_has_an_empty_plan(
     tiny_model: Callable[[str], Path], tmp_path: Path, tokens_BT: Tensor
 ) -> None:
-    """All layers of this Qwen2-MoE are dense: nothing for this project to do."""
+    """All layers of this Qwen2-MoE are dense; a ratio is refused before."""
     config = AutoConfig.from_pretrained(tiny_model("qwen2_moe"))
     config.mlp_only_layers = [0, 1, 2]
     dense = tmp_path / "dense"
     AutoModelForCausalLM.from_config(config).save_pretrained(dense)
-    with pytest.raises(ValueError, match="no layer has experts"):
-        Pruned(Checkpoint(dense, None), tokens_BT, tmp_path / "out", 0.5)
+    source = Checkpoint(dense, None)
+    assert Pruned(source, tokens_BT, tmp_path / "out", 0.0).plan.layers == []
+    with pytest.raises(
+        ValueError, match=r"expert_pruner.ratio=0.5: no layer of .* has experts; pass expert_pruner=none"
+    ):
+        expected_counts(source, 0.5)
 
 
 @dataclass(frozen=True)
