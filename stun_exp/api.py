@@ -178,8 +178,8 @@ def _specs(given: Mapping[str, Any], out: Path | None) -> "tuple[list[RunSpec], 
 
     before = HydraConfig.instance().cfg
     try:
-        typed = [f"{key}={value if (CONF / key).is_dir() else typed(value)}" for key, value in given.items()]
-        cfg, choices = composed_of(typed, CONF, out)
+        texts = [f"{key}={value if (CONF / key).is_dir() else typed(value)}" for key, value in given.items()]
+        cfg, choices = composed_of(texts, CONF, out)
         return specs_from(cfg, out or Path()), choices
     finally:
         HydraConfig.instance().cfg = before

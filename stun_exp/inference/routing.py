@@ -36,8 +36,10 @@ class Choices(Statistic):
 def experts_hit(
     model: PreTrainedModel, family: MoEFamily, prompts_BT: Tensor, batch_sizes: Sequence[int]
 ) -> list[ExpertsHit]:
-    """The distinct experts that batches of the first prompts choose."""
+    """The distinct experts that batches of the first prompts choose; none of a dense model."""
     layers = [layer for layer in layers_of(model, family) if layer.is_moe]
+    if not layers:
+        return []
     choices = [Choices() for _ in layers]
     with ExitStack() as stack:
         for layer, choice in zip(layers, choices, strict=True):

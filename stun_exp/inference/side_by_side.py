@@ -167,7 +167,7 @@ def _figures(
         weight_bytes=held,
         parameters=checkpoint.num_parameters,
         active_parameters=active_parameters(checkpoint),
-        num_experts=sum(counts) / len(counts),
+        num_experts=sum(counts) / max(len(counts), 1),
         zeros=one.zeros,
         formats=storage_formats(one.matrices, checkpoint.num_parameters, checkpoint.dtype.itemsize),
         experts_hit=experts_hit(one.model, checkpoint.family, prompts_BT, workload.batch_sizes),

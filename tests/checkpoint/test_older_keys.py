@@ -31,7 +31,7 @@ def check_both(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     rope = getattr(Architecture(folder).config, "rope_parameters", None)
     assert config["torch_dtype"] == config["dtype"]
-    if rope:
+    if rope and "rope_theta" in rope:  # Gemma 3 has one for each kind of layer, which has no older spelling
         assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == rope["rope_theta"]
         assert config.get("partial_rotary_factor") == rope.get("partial_rotary_factor")
         scaling = config["rope_scaling"] or {"type": "default"}

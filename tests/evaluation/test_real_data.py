@@ -40,6 +40,7 @@ def shipped(*names: str, data: Path | None = None, run_unsafe_code: bool = False
         run_unsafe_code=run_unsafe_code,
         batch_size=1,
         backend="hf",
+        vllm_python=None,
         device_map="none",
         baseline=False,
     )

@@ -101,7 +101,7 @@ def test_requests_and_figures_are_those_of_lm_evals_own_backend(
     we_asked: list[Any] = []
     ours = quiet(VLLMModel)(Process(we_asked), AutoTokenizer.from_pretrained(WEIGHTS))
     benchmark = Benchmark(task=task, include=BUNDLED_TASKS, num_fewshot=shots, metric=metric)
-    expected, measured = (measure(benchmark, load(benchmark), lm, limit=6) for lm in (theirs, ours))
+    expected, measured = (measure(benchmark, load([benchmark], None, False)[0], lm, limit=6) for lm in (theirs, ours))
     assert sorted(we_asked, key=repr) == sorted(they_asked, key=repr)
     assert any(len(ids) >= LONGEST - 256 for ids, _ in we_asked)
     assert measured.metrics == pytest.approx(expected.metrics) or measured.metrics == expected.metrics

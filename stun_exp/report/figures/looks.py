@@ -10,9 +10,9 @@ KNOWN = (
     "STUN experts", "Lu et al.", "REAP", "random", "greedy reconstruction", "STUN experts (code)", "frequency",
     "subset search",
     "max activation", "MoE-Pruner 2:4", "router norm", "EAN", "HC-SMoE", "M-SMoE", "Wanda 2:4", "SparseGPT 2:4",
-    "none-owl-sparsegpt", "stun-owl-sparsegpt", "stun-owl-moe_pruner", "stun-owl-magnitude",
+    "OWL (SparseGPT)", "stun-owl-sparsegpt", "stun-owl-moe_pruner", "stun-owl-magnitude",
     "stun-uniform-sparsegpt", "none-owl-moe_pruner", "stun-uniform-magnitude", "none-owl-magnitude",
-    "STUN experts (paper)",
+    "STUN experts (paper)", "STUN dense (LLM-Surgeon, OWL)", "FLAP + OWL", "ShortGPT + OWL",
 )  # fmt: skip
 """Methods by their styles. Those of each eight have all colors, for they are often in one figure: what prunes weights,
 what prunes experts, others, and what else a grid of all stages has, where colors differ from those of the first."""
@@ -25,6 +25,10 @@ _WEIGHTS = {
     "none-uniform-sparsegpt": "SparseGPT",
     "none-uniform-moe_pruner": "MoE-Pruner",
     "none-uniform-magnitude": "magnitude",
+    "none-owl-sparsegpt": "OWL (SparseGPT)",
+    "llm_surgeon-owl-wanda": "STUN dense (LLM-Surgeon, OWL)",
+    "neurons-owl-wanda": "FLAP + OWL",
+    "layers-owl-wanda": "ShortGPT + OWL",
 }
 _EXPERTS = {
     "stun": "STUN experts",
