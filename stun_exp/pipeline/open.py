@@ -91,18 +91,18 @@ def open_inputs(run: RunContext) -> Inputs | None:
 def _checkpoint(run: RunContext, told: Refusals) -> Checkpoint | None:
     """The model; None if it is not on this machine and a dry run can go by its card.
 
-    ValueError with all that is not on this machine, if a run is to begin.
+    ValueError with all that is not on this machine, if a run is to begin; a model that is there and cannot be opened has
+    an error of its own.
     """
     settings = run.settings
+    try:
+        return settings.model.open(settings.stream.scratch(run.out))
+    except MissingData as error:
+        told.missing += error.missing
     with told.noted():
-        try:
-            return settings.model.open(settings.stream.scratch(run.out))
-        except MissingData:
-            with told.noted():
-                settings.eval.prepare()
-            with told.noted():
-                settings.calibration.find()
-            raise
+        settings.eval.prepare()
+    with told.noted():
+        settings.calibration.find()
     if not (settings.dry_run and settings.model.dimensions is not None and told.missing):
         told.tell()
     return None
