@@ -91,8 +91,8 @@ def open_inputs(run: RunContext) -> Inputs | None:
 def _checkpoint(run: RunContext, told: Refusals) -> Checkpoint | None:
     """The model; None if it is not on this machine and a dry run can go by its card.
 
-    ValueError with all that is not on this machine, if a run is to begin; a model that is there and cannot be opened has
-    an error of its own.
+    ValueError with all that is not on this machine, if a run is to begin. A model that is there and cannot be opened
+    has an error of its own.
     """
     settings = run.settings
     try:
