@@ -110,6 +110,16 @@ class Settings(Component):
             )
         return sparsity
 
+    @field_validator("name")
+    @classmethod
+    def _is_text(cls, name: str) -> str:
+        """`name`, if a file can hold it."""
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"not text (half of a character, at {error.start}); pass another name") from error
+        return name
+
 
 class RunSpec(NamedTuple):
     """One run of one sparsity: its settings, the same as plain data, and its folder."""

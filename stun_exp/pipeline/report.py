@@ -77,7 +77,9 @@ def leave_report(run: RunContext, report: dict[str, Any], on_disk: WrittenCheckp
         run.note_kept(kept_files(run.out, on_disk.digest))
     write_json(run.out / REPORT, report)
     gone = [STRUCTURED] if run.keeps_checkpoint else [CHECKPOINT, STRUCTURED]
-    remove(run.out, [name for name in run.journal.own if name.startswith(tuple(f"{folder}/" for folder in gone))])
+    names = [name for name in run.journal.own if name.startswith(tuple(f"{folder}/" for folder in gone))]
+    if names:
+        remove(run.out, names)
 
 
 def _model(run: RunContext, inputs: Inputs, on_disk: WrittenCheckpoint) -> dict[str, Any]:

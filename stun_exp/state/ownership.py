@@ -70,16 +70,19 @@ def remove(out: Path, names: Iterable[str], keep: Collection[str] = ()) -> None:
 
     What was being written under one of those names when a run was killed goes in any case.
     """
+    left: set[Path] = set()
     for name in names:
         if ".." in Path(name).parts or not (out / name).parent.resolve().is_relative_to(out.resolve()):
             continue  # behind a link that somebody has put there
         for file in (f"{name}{PARTIAL}", *([] if name in keep else [name])):
-            (out / file).unlink(missing_ok=True)
-    for folder in FOLDERS:
-        inside = [*(out / folder).rglob("*"), out / folder] if not (out / folder).is_symlink() else []
-        for place in sorted((place for place in inside if place.is_dir() and not place.is_symlink()), reverse=True):
-            with suppress(OSError):  # something else is in it
-                place.rmdir()
+            with suppress(FileNotFoundError):
+                (out / file).unlink()
+                left |= {
+                    out / parent for parent in Path(file).parents if parent.parts[:1] and parent.parts[0] in FOLDERS
+                }
+    for folder in sorted(left, reverse=True):
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def _files(folder: Path) -> list[Path]:
