@@ -27,7 +27,7 @@ from stun_exp.pipeline.structure import restructure, weights_taken
 from stun_exp.pipeline.verify import VERIFY, verify
 from stun_exp.state.artifacts import CHECKPOINT, REPORT, SHOTS, STRUCTURED
 from stun_exp.state.finished import is_over
-from stun_exp.state.ownership import remove
+from stun_exp.state.ownership import is_there, remove
 from stun_exp.tracker.protocol import harmless
 from stun_exp.utils.files import write_file
 
@@ -108,7 +108,9 @@ def begin(run: RunContext, names: Sequence[str]) -> None:
     run.begin(run.made_of(), anew, names)
     if anew:
         folders = (CHECKPOINT, STRUCTURED, SHOTS, "recovery")
-        remove(run.out, [REPORT, *(name for folder in folders for name in run.own_in(folder))])
+        own = [name for folder in folders for name in run.own_in(folder)]
+        # An empty folder whose files were never written may be somebody's.
+        remove(run.out, [REPORT, *(name for name in own if is_there(run.out, name))])
     write_file(run.out / "config.yaml", [yaml.safe_dump(run.spec.config, sort_keys=False).encode()])
 
 

@@ -47,6 +47,11 @@ def check_free(out: Path, names: Iterable[str]) -> None:
     _refuse(out, sorted(name for name in _with_partial(names) if os.path.lexists(out / name)))
 
 
+def is_there(out: Path, name: str) -> bool:
+    """Whether a file is there, or was being written when a run was killed."""
+    return any(os.path.lexists(out / one) for one in _with_partial([name]))
+
+
 def _with_partial(names: Iterable[str]) -> list[str]:
     return [one for name in names for one in (name, f"{name}{PARTIAL}")]
 
@@ -70,18 +75,15 @@ def remove(out: Path, names: Iterable[str], keep: Collection[str] = ()) -> None:
 
     What was being written under one of those names when a run was killed goes in any case.
     """
-    left: set[Path] = set()
+    emptied: set[Path] = set()
     for name in names:
         if ".." in Path(name).parts or not (out / name).parent.resolve().is_relative_to(out.resolve()):
             continue  # behind a link that somebody has put there
+        emptied |= {out / folder for folder in Path(name).parents if folder.parts and folder.parts[0] in FOLDERS}
         for file in (f"{name}{PARTIAL}", *([] if name in keep else [name])):
-            with suppress(FileNotFoundError):
-                (out / file).unlink()
-                left |= {
-                    out / parent for parent in Path(file).parents if parent.parts[:1] and parent.parts[0] in FOLDERS
-                }
-    for folder in sorted(left, reverse=True):
-        with suppress(OSError):  # something else is in it
+            (out / file).unlink(missing_ok=True)
+    for folder in sorted(emptied, reverse=True):
+        with suppress(OSError):  # something else is in it, or it is not there
             folder.rmdir()
 
 
