@@ -15,6 +15,7 @@ from stun_exp.inference.storage import is_two_four
 from stun_exp.inference.timing import Clock, clock_of, in_turns, spread
 from stun_exp.moe.families import MoEFamily
 from stun_exp.moe.layers import layers_of
+from stun_exp.unstructured_pruner.masks import lowest, lowest_of_neighbors
 
 EXPERT_SHAPES = ((14336, 4096), (768, 2048))
 """(Outputs, inputs) of an expert's first matrix, in Mixtral-8x7B and in Qwen3-30B-A3B."""
@@ -67,7 +68,7 @@ def _measurements(device: torch.device, repeats: int) -> Iterator[Callable[[], K
 
 def _two_four(outputs: int, inputs: int, tokens: int, device: torch.device, repeats: int) -> KernelFigures:
     weight_OC = torch.randn(outputs, inputs, device=device, dtype=torch.bfloat16)
-    pruned_OC = weight_OC * two_largest_of_four(weight_OC)
+    pruned_OC = weight_OC.masked_fill(lowest_of_neighbors(weight_OC.abs(), 0.5, 4), 0)
     sparse_OC = torch.sparse.to_sparse_semi_structured(pruned_OC)
     x_TC = torch.randn(tokens, inputs, device=device, dtype=torch.bfloat16)
     dense, sparse = (partial(nn.functional.linear, weight=weight) for weight in (pruned_OC, sparse_OC))
@@ -79,7 +80,7 @@ def _macko(outputs: int, inputs: int, device: torch.device, repeats: int) -> Ker
     import macko_spmv  # type: ignore[import-not-found,unused-ignore]
 
     weight_OC = torch.randn(outputs, inputs, device=device, dtype=torch.float16)
-    pruned_OC = weight_OC * (weight_OC.abs() >= weight_OC.abs().flatten()[:: max(1, inputs // 16)].median())
+    pruned_OC = weight_OC.masked_fill(lowest(weight_OC.abs(), 0.5), 0)
     packed = macko_spmv.compress(pruned_OC)
     x_1C = torch.randn(1, inputs, device=device, dtype=torch.float16)
     dense = partial(nn.functional.linear, weight=pruned_OC)
@@ -89,13 +90,6 @@ def _macko(outputs: int, inputs: int, device: torch.device, repeats: int) -> Ker
         return product_O[None]
 
     return against_dense("MACKO, half zeros", dense, sparse, x_1C, outputs, repeats, clock_of(device))
-
-
-def two_largest_of_four(weight_OC: Tensor) -> Tensor:
-    """Which weights the 2:4 pattern keeps: the two largest of every four neighbors."""
-    groups = weight_OC.abs().reshape(-1, 4)
-    kept = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, groups.topk(2, dim=-1).indices, True)
-    return kept.view(weight_OC.shape)
 
 
 def against_dense(

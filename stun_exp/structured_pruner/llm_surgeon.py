@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from stun_exp.structured_pruner.cheapest import Kind, LineCosts, PartCosts, cheapest_lines, cheapest_parts
-from stun_exp.structured_pruner.protocol import Cuts, StructuredPruner, WithRatio
+from stun_exp.structured_pruner.protocol import Cuts, StructuredPruner, WithHeads
 
 if TYPE_CHECKING:
     from stun_exp.moe.coupled import LayerCut
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stun_exp.structured_pruner.curved import CurvedLinear
 
 
-class LlmSurgeon(WithRatio):
+class LlmSurgeon(WithHeads):
     """One threshold for the whole model on what the loss is expected to grow by, with K-FAC curvature, in shots.
 
     The curvature is measured again at each shot: A of a linear's inputs and G of the gradients at its outputs, of the
@@ -38,8 +38,6 @@ class LlmSurgeon(WithRatio):
     """Each takes an equal share."""
     damping: float = Field(gt=0)
     """Share of the mean diagonal of each factor that is added to it."""
-    heads: bool
-    """Whether attention loses parts too."""
     shrink: bool
     """Whether layers become narrower; else rows and columns become zeros."""
 
@@ -60,30 +58,14 @@ class LlmSurgeon(WithRatio):
         return self.model_copy(update={"ratio": (share - taken) / (1 - taken), "shots": self.shots - shot})
 
     def check(self, outlines: "Sequence[MoELayer]", multiple: int) -> None:
-        from stun_exp.moe.coupled import sizes_of
-
-        sizes = [sizes_of(layer) for layer in outlines]
-        if self.heads and not all(one.groups for one in sizes):
-            raise ValueError(
-                f"structured_pruner.heads=true: the heads of {outlines[0].family.model_type} cannot go by themselves; "
-                "pass structured_pruner.heads=false"
-            )
+        sizes = self.sizes(outlines)
         if self.shrink and multiple > 1:
             raise ValueError(
                 "structured_pruner=llm_surgeon leaves as many hidden units of a layer as its threshold says, and the "
                 f"unstructured_pruner's pattern wants rows of a multiple of {multiple}; pass "
                 "structured_pruner.shrink=false, or unstructured_pruner.pattern=unstructured"
             )
-        removable = sum(
-            (one.units - 1) * one.unit_weights + self.heads * max(one.groups - 1, 0) * one.group_weights
-            for one in sizes
-        )
-        weights = sum(matrix.weight_OC.numel() for layer in outlines for matrix in layer.matrices())
-        if self.ratio * weights > removable:
-            raise ValueError(
-                f"structured_pruner.ratio={self.ratio:g}: one hidden unit{' and one group of heads' * self.heads} must "
-                f"stay in each layer, so that {removable / weights:.4f} of the weights can go at most; lower it"
-            )
+        self.check_ratio(outlines, sizes, 1)
 
     def statistics(self, layer: "MoELayer") -> "list[Statistic]":
         from stun_exp.moe.coupled import coupled_of

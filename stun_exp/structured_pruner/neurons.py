@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from stun_exp.structured_pruner.protocol import Cuts, WithRatio
+from stun_exp.structured_pruner.protocol import Cuts, WithHeads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class _Finding(NamedTuple):
     out: str | None
 
 
-class Neurons(WithRatio):
+class Neurons(WithHeads):
     """FLAP (arXiv 2312.11983), Wanda-sp, or the magnitude of the weights.
 
     `fluctuation` is Var(x_j) ||W_:j||^2 (FLAP's WIFV; squared for attention), in standard deviations of the layer;
@@ -46,8 +46,6 @@ class Neurons(WithRatio):
     budget: Literal["global", "per_layer"]
     """One threshold for the whole model, heads and units alike, by what each weighs; or equally many of each layer,
     which stock transformers can load."""
-    heads: bool
-    """Whether groups of heads go too."""
     compensate: bool
     """Whether a bias stands in for the mean of what went, where the architecture can hold one."""
     official: bool
@@ -62,14 +60,7 @@ class Neurons(WithRatio):
         return self.official
 
     def check(self, outlines: "Sequence[MoELayer]", multiple: int) -> None:
-        from stun_exp.moe.coupled import sizes_of
-
-        sizes = [sizes_of(layer) for layer in outlines]
-        if self.heads and not all(one.groups for one in sizes):
-            raise ValueError(
-                f"structured_pruner.heads=true: the heads of {outlines[0].family.model_type} cannot go by themselves; "
-                "pass structured_pruner.heads=false"
-            )
+        sizes = self.sizes(outlines)
         if multiple > 1 and self.multiple_of % multiple:
             raise ValueError(
                 f"structured_pruner.multiple_of={self.multiple_of}: the unstructured_pruner's pattern wants rows of a "
@@ -81,16 +72,7 @@ class Neurons(WithRatio):
                 f"structured_pruner.multiple_of={self.multiple_of}: there are layers of {narrowest} hidden units, less "
                 "than one such multiple; lower it"
             )
-        weights = [sum(matrix.weight_OC.numel() for matrix in layer.matrices()) for layer in outlines]
-        removable = sum(
-            (one.units - self.multiple_of) * one.unit_weights + self.heads * max(one.groups - 1, 0) * one.group_weights
-            for one in sizes
-        )
-        if self.ratio * sum(weights) > removable:
-            raise ValueError(
-                f"structured_pruner.ratio={self.ratio:g}: one group of heads and {self.multiple_of} hidden units must "
-                f"stay in each layer, so that {removable / sum(weights):.4f} of the weights can go at most; lower it"
-            )
+        self.check_ratio(outlines, sizes, self.multiple_of)
 
     def statistics(self, layer: "MoELayer") -> "list[Statistic]":
         from stun_exp.moe.inputs import InputStatistics

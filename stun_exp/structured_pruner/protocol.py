@@ -9,7 +9,7 @@ from pydantic import Field
 from stun_exp.config.component import Component
 
 if TYPE_CHECKING:
-    from stun_exp.moe.coupled import LayerCut
+    from stun_exp.moe.coupled import LayerCut, Sizes
     from stun_exp.moe.layers import MoELayer
     from stun_exp.moe.observe import Statistic
 
@@ -88,3 +88,36 @@ class WithRatio(StructuredPruner):
 
     def removed_share(self) -> float:
         return self.ratio
+
+
+class WithHeads(WithRatio):
+    """A structured pruner that takes hidden units, and groups of heads where it is told to."""
+
+    heads: bool
+    """Whether groups of heads go too."""
+
+    def sizes(self, outlines: "Sequence[MoELayer]") -> "list[Sizes]":
+        """What the layers have; ValueError if their heads are to go and cannot by themselves."""
+        from stun_exp.moe.coupled import sizes_of
+
+        sizes = [sizes_of(layer) for layer in outlines]
+        if self.heads and not all(one.groups for one in sizes):
+            raise ValueError(
+                f"structured_pruner.heads=true: the heads of {outlines[0].family.model_type} cannot go by themselves; "
+                "pass structured_pruner.heads=false"
+            )
+        return sizes
+
+    def check_ratio(self, outlines: "Sequence[MoELayer]", sizes: "Sequence[Sizes]", fewest_units: int) -> None:
+        """ValueError if more is to go than all but one group of heads and so many hidden units of each layer."""
+        removable = sum(
+            (one.units - fewest_units) * one.unit_weights + self.heads * max(one.groups - 1, 0) * one.group_weights
+            for one in sizes
+        )
+        weights = sum(matrix.weight_OC.numel() for layer in outlines for matrix in layer.matrices())
+        if self.ratio * weights > removable:
+            units = "one hidden unit" if fewest_units == 1 else f"{fewest_units} hidden units"
+            raise ValueError(
+                f"structured_pruner.ratio={self.ratio:g}: {units}{' and one group of heads' * self.heads} must stay in "
+                f"each layer, so that {removable / weights:.4f} of the weights can go at most; lower it"
+            )

@@ -5,16 +5,18 @@ import torch
 from torch import nn
 
 from stun_exp.inference import kernels
-from stun_exp.inference.kernels import against_dense, expert_products, halve_linears_, two_largest_of_four
+from stun_exp.inference.kernels import against_dense, expert_products, halve_linears_
 from stun_exp.inference.storage import is_two_four
 from stun_exp.moe.families import FAMILIES
 from stun_exp.moe.layers import MoELayer
+from stun_exp.unstructured_pruner.masks import lowest_of_neighbors
 
 
 def test_2_4_keeps_the_two_largest_of_every_four() -> None:
     weight = torch.tensor([[1.0, -4.0, 2.0, 3.0, 0.1, 0.2, -0.4, 0.3]])
-    assert two_largest_of_four(weight).tolist() == [[False, True, False, True, False, False, True, True]]
-    assert is_two_four(weight * two_largest_of_four(weight))
+    pruned = weight.masked_fill(lowest_of_neighbors(weight.abs(), 0.5, 4), 0)
+    assert (pruned != 0).tolist() == [[False, True, False, True, False, False, True, True]]
+    assert is_two_four(pruned)
 
 
 def test_nothing_is_measured_without_a_gpu() -> None:

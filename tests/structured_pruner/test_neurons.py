@@ -142,7 +142,7 @@ def test_widths_are_multiples_where_that_is_asked(llama: Checkpoint, tokens_BT: 
 @pytest.mark.parametrize(
     ("settings", "multiple", "says"),
     [
-        ({"ratio": 0.95}, 1, "ratio=0.95: one group of heads and 1 hidden units must stay"),
+        ({"ratio": 0.95}, 1, "ratio=0.95: one hidden unit and one group of heads must stay"),
         ({"multiple_of": 6}, 4, "multiple_of=6: the unstructured_pruner's pattern wants rows of a multiple of 4"),
         (
             {"multiple_of": 32, "budget": "per_layer", "ratio": 0.01},
