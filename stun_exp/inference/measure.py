@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stun_exp.checkpoint.architecture import Architecture
     from stun_exp.inference.protocol import Compared
     from stun_exp.inference.records import Comparison
+    from stun_exp.serving.vllm_process import InstalledVLLM
 
 
 class MeasureInference(Component):
@@ -54,8 +55,15 @@ class MeasureInference(Component):
 
         check_length(source, self.workload)
         check_fits([source, source], device, nf4)
+        self._vllm()
 
     def measure(self, compared: "Compared") -> "Comparison":
         from stun_exp.inference.side_by_side import compare
 
-        return compare(compared, self.workload, self.vllm_python)
+        return compare(compared, self.workload, self._vllm())
+
+    def _vllm(self) -> "InstalledVLLM | None":
+        """ValueError if the Python has none."""
+        from stun_exp.serving.vllm_process import find_vllm
+
+        return find_vllm(str(expanded(self.vllm_python)), "inference.vllm_python") if self.vllm_python else None

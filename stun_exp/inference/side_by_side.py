@@ -31,6 +31,7 @@ from stun_exp.inference.storage import (
 )
 from stun_exp.inference.timing import cache_behind, clock_of, generate, in_turns, speed
 from stun_exp.inference.vllm import measure_in_vllm
+from stun_exp.serving.vllm_process import InstalledVLLM
 from stun_exp.state.device import name_of
 from stun_exp.utils.progress import track
 
@@ -59,7 +60,7 @@ class Loaded:
 
 
 @torch.inference_mode()
-def compare(compared: "Compared", workload: Workload, vllm_python: str | None) -> Comparison:
+def compare(compared: "Compared", workload: Workload, installed: InstalledVLLM | None) -> Comparison:
     """All that is measured of the models; ValueError if they do not fit in memory side by side, or do not belong."""
     _check_belonging(compared, workload)
     check_fits(compared.checkpoints.values(), compared.device, compared.nf4)
@@ -68,8 +69,8 @@ def compare(compared: "Compared", workload: Workload, vllm_python: str | None) -
     if compared.device.type == "cuda":
         torch.cuda.empty_cache()  # what follows wants the memory
     vllm = None
-    if vllm_python is not None:
-        vllm = measure_in_vllm(workload, vllm_python, compared.checkpoints, prompts_BT)
+    if installed is not None:
+        vllm = measure_in_vllm(workload, installed, compared.checkpoints, prompts_BT)
     kernels, failed = expert_products(compared.device, workload.repeats)
     dtype = next(iter(compared.checkpoints.values())).dtype
     return Comparison(

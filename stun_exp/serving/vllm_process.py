@@ -112,6 +112,11 @@ class VLLMProcess:
         texts: list[str] = self.ask("generate", prompts=prompts, sampling=sampling)
         return texts
 
+    def seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[float, float]:
+        """What one token after each prompt takes, and what so many take, an end of text or not."""
+        first, last = self.ask("seconds", prompts=prompts, new_tokens=new_tokens)
+        return first, last
+
     def ask(self, question: str, **rest: Any) -> Any:
         """The answer of the program to a question."""
         assert self._process.stdin is not None

@@ -3,14 +3,17 @@
 A question is a JSON object on a line of standard input, its answer a JSON value on a line of standard output:
 
 - `{"ask": "installed"}`: the version of vLLM, and the names of the architectures that it has.
-- `{"ask": "load", ...}`, with the arguments of vllm.LLM: the longest sequence that the model takes.
+- `{"ask": "load", ...}`, with the arguments of vllm.LLM: the longest sequence that the model takes. On a CPU it runs
+  without compiling, which takes minutes there.
 - `{"ask": "log_probabilities", "prompts": [[ids]]}`: of each prompt's tokens but the first the log-probability, and
   whether none is likelier.
 - `{"ask": "generate", "prompts": [[ids]], "sampling": [{}]}`, a prompt's arguments of SamplingParams: the texts.
+- `{"ask": "seconds", "prompts": [[ids]], "new_tokens": N}`: what one token after each prompt takes, and what N take.
 """
 
 import json
 import os
+import time
 from typing import Any
 
 
@@ -24,8 +27,9 @@ class Program:
 
     def load(self, **arguments: Any) -> int:
         from vllm import LLM
+        from vllm.platforms import current_platform  # type: ignore[import-not-found,unused-ignore]
 
-        self.llm = LLM(**arguments)
+        self.llm = LLM(**{"enforce_eager": current_platform.is_cpu(), **arguments})
         return int(self.llm.llm_engine.model_config.max_model_len)
 
     def log_probabilities(self, prompts: list[list[int]]) -> list[list[tuple[float, bool]]]:
@@ -40,6 +44,15 @@ class Program:
 
     def generate(self, prompts: list[list[int]], sampling: list[dict[str, Any]]) -> list[str]:
         return [answer.outputs[0].text for answer in self._generate(prompts, sampling)]
+
+    def seconds(self, prompts: list[list[int]], new_tokens: int) -> list[float]:
+        return [self._seconds(prompts, tokens) for tokens in (1, new_tokens)]
+
+    def _seconds(self, prompts: list[list[int]], tokens: int) -> float:
+        sampling = {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True, "temperature": 0.0}
+        start = time.perf_counter()
+        self._generate(prompts, [sampling] * len(prompts))
+        return time.perf_counter() - start
 
     def _generate(self, prompts: list[list[int]], sampling: list[dict[str, Any]]) -> Any:
         from vllm import SamplingParams

@@ -149,11 +149,17 @@ def test_settings_that_measure_nothing_are_refused(changes: dict[str, object], s
 
 
 def test_vllm_is_asked_only_where_its_python_is_named(
-    mixtral: Checkpoint, compared: Compare, small: Small, monkeypatch: pytest.MonkeyPatch
+    mixtral: Checkpoint, compared: Compare, small: Small, monkeypatch: pytest.MonkeyPatch, vllm_python: str
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(side_by_side, "measure_in_vllm", lambda work, python, *_: asked.append(python))
+    monkeypatch.setattr(side_by_side, "measure_in_vllm", lambda work, vllm, *_: asked.append(vllm.python))
     small().measure(compared({"unpruned": mixtral}))
     assert asked == []
-    small(vllm_python=sys.executable).measure(compared({"unpruned": mixtral}))
-    assert asked == [sys.executable]
+    small(vllm_python=vllm_python).measure(compared({"unpruned": mixtral}))
+    assert asked == [vllm_python]
+
+
+def test_a_python_without_vllm_is_refused_before_anything_is_measured(mixtral: Checkpoint, small: Small) -> None:
+    """It was found out once the models were measured in transformers, or pruned."""
+    with pytest.raises(ValueError, match=r"^inference.vllm_python=.*: has no vLLM that runs"):
+        small(vllm_python=sys.executable).check(mixtral, torch.device("cpu"), False)
