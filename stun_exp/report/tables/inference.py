@@ -172,7 +172,8 @@ def _notes(block: Block) -> Iterator[str]:
     yield NOT_REALIZED
     if (vllm := block["vllm"]) is not None:
         if vllm["speed"]:
-            yield f"vLLM {vllm['version']}, each model in a process of its own; decode is what it takes beyond a first token."
+            told = "each model in a process of its own; decode is what it takes beyond a first token."
+            yield f"vLLM {vllm['version']}, {told}"
         yield from (f"vLLM has no figures of {name}: {why}" for name, why in vllm["failed"].items())
     yield from block["notes"]
 
